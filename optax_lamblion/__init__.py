@@ -1,0 +1,28 @@
+"""Lion and LAMB for JAX with 8-bit state, as Optax gradient transformations."""
+
+from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
+from optax_lamblion._lamb import lamb, lamb8bit, lamb32bit, scale_by_lamb
+from optax_lamblion._lion import lion, lion8bit, lion32bit, scale_by_lion
+from optax_lamblion._options import StateOptions
+from optax_lamblion._report import StateReport, state_report
+from optax_lamblion._state import LambState, LionState
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "ClipByPercentileState",
+    "LambState",
+    "LionState",
+    "StateOptions",
+    "StateReport",
+    "clip_by_percentile",
+    "lamb",
+    "lamb32bit",
+    "lamb8bit",
+    "lion",
+    "lion32bit",
+    "lion8bit",
+    "scale_by_lamb",
+    "scale_by_lion",
+    "state_report",
+]

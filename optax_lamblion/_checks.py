@@ -1,0 +1,111 @@
+"""What is wrong with the arguments of an optimizer, said as early as it can be known."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from optax_lamblion import _clipping
+from optax_lamblion._options import StateOptions, check_min_8bit_size
+
+
+def is_number(x):
+    """Whether `x` is a Python number, whose value is known while tracing."""
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def is_off(percentile):
+    """Whether this `percentile_clipping` is known to do nothing."""
+    return percentile is None or (is_number(percentile) and percentile == 100)
+
+
+def check_settings(c):
+    """Raises what can be known to be wrong before `init`."""
+    for name in ("b1", "b2"):
+        value: Any = getattr(c, name)
+        _check_value(name, value)
+        if is_number(value) and not 0 <= value < 1:
+            raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
+    for name in ("eps", "weight_decay", "learning_rate", "max_unorm"):
+        value = getattr(c, name)
+        if value is None and name in ("learning_rate", "max_unorm"):
+            continue
+        _check_value(name, value)
+        if is_number(value) and name != "learning_rate" and value < 0:
+            raise ValueError(f"`{name}` must not be negative, got {value}.")
+    if is_number(c.max_unorm) and c.max_unorm == 0:
+        raise ValueError("`max_unorm` must be positive. For LAMB's own trust ratio pass None.")
+    if c.max_unorm is not None and c.trust_clip is not None:
+        raise ValueError(
+            "`max_unorm` replaces the trust ratio that `trust_clip` clips. Pass one of them."
+        )
+    _check_trust_clip(c.trust_clip)
+    if c.bits is not None and (isinstance(c.bits, bool) or not isinstance(c.bits, int)):
+        raise TypeError(
+            f"`bits` must be 8 or 32 as a Python int, got {type(c.bits).__name__}. Under "
+            "`optax.inject_hyperparams`, which makes arrays of numbers, use the variants with the "
+            'bits in their name, such as `lion8bit`, or pass `static_args=("bits",)`.'
+        )
+    if c.bits not in (None, 8, 32):
+        raise ValueError(f"`bits` must be 8 or 32, got {c.bits}.")
+    if c.min_8bit_size is not None:
+        check_min_8bit_size(c.min_8bit_size)
+    for name in ("block_wise", "adam_w_mode", "bias_correction"):
+        if not isinstance(getattr(c, name), bool):
+            raise TypeError(f"`{name}` must be True or False, got {getattr(c, name)!r}.")
+    _clipping.check_percentile(c.percentile_clipping)
+    if c.options is not None and not isinstance(c.options, StateOptions):
+        raise TypeError(
+            f"`options` must be a `StateOptions`, got {type(c.options).__name__}. "
+            "For example `options=StateOptions(block_size=128)`."
+        )
+    if not c.block_wise and c.options is not None and c.options.block_size != 256:
+        raise ValueError(
+            "`block_wise=False` means one block per tensor, but `options` has "
+            f"`block_size={c.options.block_size}`. Pass one of them."
+        )
+
+
+def _check_value(name, value):
+    if isinstance(value, bool) or not (
+        is_number(value) or callable(value) or hasattr(value, "dtype")
+    ):
+        raise TypeError(f"`{name}` must be a number or a schedule, got {value!r}.")
+
+
+def _check_trust_clip(trust_clip):
+    if trust_clip is None:
+        return
+    if not isinstance(trust_clip, tuple | list) or len(trust_clip) != 2:
+        raise TypeError(f"`trust_clip` must be a pair such as `(0.1, 10.0)`, got {trust_clip!r}.")
+    low, high = trust_clip
+    if is_number(low) and is_number(high) and not 0 <= low <= high:
+        raise ValueError(f"`trust_clip` needs 0 <= low <= high, got {tuple(trust_clip)}.")
+
+
+def check_state(c, state, clipping):
+    """Raises where a state was made by another optimizer or with other arguments."""
+    if not isinstance(state, c.state_type):
+        raise TypeError(
+            f"`update` needs the `{c.state_type.__name__}` that `tx.init(params)` returns, got "
+            f"{type(state).__name__}."
+        )
+    for slot in c.rule.slots:
+        if getattr(state, slot.name) is None:
+            raise ValueError(
+                f"The state has no `{slot.name}`, which this optimizer keeps. It was made with "
+                "other arguments; make a new one with `tx.init(params)`."
+            )
+    if clipping and state.gnorm_history is None:
+        raise ValueError(
+            "The state has no `gnorm_history`: it was made without `percentile_clipping`. "
+            "Make a new one with `tx.init(params)`."
+        )
+
+
+def check_gradient(name, g):
+    """Raises `TypeError` unless a gradient is floating point."""
+    if not jnp.issubdtype(g.dtype, jnp.floating):
+        raise TypeError(
+            f"Gradient {name!r} has dtype {g.dtype}; optimizers here need floating-point "
+            "gradients. Leave it out with `optax.masked` or `optax.partition`."
+        )

@@ -1,0 +1,136 @@
+r"""Percentile clipping: a gradient norm is held to a percentile of the last hundred.
+
+The history is a ring of squared norms. At step `t` (from 1) the squared norm goes to place
+`t mod 100`, at step 1 to all places; the gradient is scaled by `clip / norm` where
+`clip = sqrt(sort(history)[percentile])` is smaller than its norm.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+HISTORY = 100
+
+
+def check_percentile(percentile):
+    """Raises unless it is None, a whole number from 0 to 100, or a traced value."""
+    if percentile is None or isinstance(percentile, jax.Array):
+        return
+    if isinstance(percentile, bool) or not isinstance(percentile, int):
+        raise TypeError(
+            f"`percentile_clipping` must be an int from 0 to 100, got {percentile!r}. For the "
+            "fifth percentile pass 5, to switch clipping off pass None."
+        )
+    if not 0 <= percentile <= 100:
+        raise ValueError(
+            f"`percentile_clipping` must be from 0 to 100, got {percentile}. None and 100 are off."
+        )
+
+
+def squared_norm(g):
+    """The squared Euclidean norm of the finite elements, as a finite float32."""
+    g = g.astype(jnp.float32)
+    total = jnp.sum(jnp.where(jnp.isfinite(g), g * g, 0))
+    return jnp.minimum(total, jnp.finfo(jnp.float32).max)
+
+
+def record(history, squared, count, percentile):
+    """Takes the squared norm of step `count` in: `(history, scale)` for the gradient."""
+    history = jnp.where(
+        count == 1, jnp.full_like(history, squared), history.at[count % HISTORY].set(squared)
+    )
+    ranked = jnp.sort(history)[jnp.clip(percentile, 0, HISTORY - 1)]
+    clipped = squared > ranked
+    scale = jnp.sqrt(ranked) / jnp.sqrt(jnp.where(clipped, squared, 1))
+    return history, jnp.where(clipped, scale, 1)
+
+
+class ClipByPercentileState(NamedTuple):
+    """State of `clip_by_percentile`: steps taken, and the last 100 squared norms.
+
+    `gnorm_history` is a tree of float32[100] like the parameters, or a single one if
+    `scope="global"`.
+    """
+
+    count: Any
+    gnorm_history: Any
+
+
+def clip_by_percentile(percentile=5, *, scope="tensor"):
+    r"""Scales gradients down to a percentile of their own last 100 norms.
+
+    An adaptive threshold for clipping: with `percentile=5`, a gradient whose norm exceeds the sixth
+    smallest of the last hundred is scaled to it, so nearly every step is clipped a little and an
+    outlier a lot. This is what `percentile_clipping` does inside the optimizers of this package,
+    as a transformation of its own.
+
+    .. math::
+      h_{t \bmod 100} = \|g_t\|^2, \qquad
+      g \leftarrow g \cdot \min\left(1, \sqrt{\operatorname{sort}(h)_k} / \|g_t\|\right)
+
+    Args:
+      percentile: int from 0 to 99, the place `k` in the sorted history; 100 is off.
+      scope: `"tensor"` compares each leaf with its own history, as bitsandbytes did;
+        `"global"` compares the norm of all leaves together.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    State:
+      400 bytes per leaf, or 400 bytes in all with `scope="global"`.
+
+    Raises:
+      TypeError: `percentile` is not an int.
+      ValueError: `percentile` is out of range, or `scope` unknown.
+
+    Examples:
+      >>> tx = optax.chain(clip_by_percentile(5), optax.sgd(0.1))
+      >>> params = {"w": jnp.array([1.0, 2.0])}
+      >>> state = tx.init(params)
+      >>> _, state = tx.update({"w": jnp.array([3.0, 4.0])}, state)
+      >>> updates, state = tx.update({"w": jnp.array([30.0, 40.0])}, state)
+      >>> updates["w"]
+      Array([-0.3, -0.4], dtype=float32)
+    """
+    check_percentile(percentile)
+    if percentile is None:
+        raise TypeError("`percentile` must be an int from 0 to 100, got None.")
+    if scope not in ("tensor", "global"):
+        raise ValueError(f'`scope` must be "tensor" or "global", got {scope!r}.')
+
+    def init(params):
+        fresh = jnp.zeros([HISTORY], jnp.float32)
+        history = fresh if scope == "global" else jax.tree.map(lambda _: fresh, params)
+        return ClipByPercentileState(jnp.zeros([], jnp.int32), history)
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        if isinstance(percentile, int) and percentile == 100:
+            return updates, state
+        count = optax.safe_increment(state.count)
+        squared = jax.tree.map(squared_norm, updates)
+        if scope == "global":
+            total = sum(jax.tree.leaves(squared), jnp.zeros([], jnp.float32))
+            total = jnp.minimum(total, jnp.finfo(jnp.float32).max)
+            history, scale = record(state.gnorm_history, total, count, percentile)
+            scales = jax.tree.map(lambda _: scale, updates)
+        else:
+            pairs = jax.tree.map(
+                lambda n2, h: record(h, n2, count, percentile), squared, state.gnorm_history
+            )
+            history, scales = _unzip(squared, pairs)
+        updates = jax.tree.map(
+            # A gradient that is not finite stays so, for whoever handles it further on.
+            lambda g, s: jnp.where(jnp.isfinite(g), g * s.astype(g.dtype), g),
+            updates,
+            scales,
+        )
+        return updates, ClipByPercentileState(count, history)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _unzip(like, pairs):
+    return jax.tree.transpose(jax.tree.structure(like), jax.tree.structure((0, 0)), pairs)

@@ -1,0 +1,92 @@
+"""The static choices about state that are not everyday ones."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from optax_lamblion._implementation import check_implementation
+from pallas_kernels.blocks import check_block_size
+from pallas_kernels.codecs import get_codec
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StateOptions:
+    """How the state of an optimizer is stored: its static choices, in one object.
+
+    All of them are decided when the optimizer is built and none is a number that
+    `optax.inject_hyperparams` could turn into an array.
+
+    Attributes:
+      block_size: Elements that share a scale: a power of two from 32 to 4096. Smaller blocks are
+        more accurate and cost 4 / block_size bytes per element.
+      codec: What the 8-bit codes mean: `"power"` (the most accurate for optimizer state),
+        `"dynamic"` (bitsandbytes' map, for exchange with it) or `"linear"`.
+      min_8bit_size: Leaves with fewer elements keep float32 state. The `min_8bit_size` argument of
+        an optimizer goes before it.
+      keep_32bit: Which leaves keep float32 state whatever their size: a function of the leaf's
+        path, such as `lambda path: "embed" in path` (paths look like `"encoder/embed/kernel"`), or
+        a tree of bools shaped like the parameters or a prefix of them. This is what
+        `GlobalOptimManager` does in bitsandbytes.
+      implementation: None for the fastest one on the device at hand, or `"xla"`.
+
+    Raises:
+      TypeError: An option is of the wrong kind.
+      ValueError: An option has a value that is not offered.
+
+    Examples:
+      >>> options = StateOptions(block_size=128, keep_32bit=lambda path: "embed" in path)
+      >>> tx = lion8bit(1e-4, options=options)
+    """
+
+    block_size: int = 256
+    codec: str = "power"
+    min_8bit_size: int = 4096
+    keep_32bit: Callable[[str], bool] | Any | None = None
+    implementation: str | None = None
+
+    def __post_init__(self):
+        """Checks every option."""
+        if self.block_size is None:
+            raise ValueError(
+                "`block_size` must be a number. For one scale per tensor build the optimizer with "
+                "`block_wise=False`."
+            )
+        check_block_size(self.block_size)
+        get_codec(self.codec, True)
+        check_min_8bit_size(self.min_8bit_size)
+        check_implementation(self.implementation)
+
+    def keeps_32bit(self, params):
+        """A tree like `params` that says which leaves `keep_32bit` names."""
+        if self.keep_32bit is None:
+            return jax.tree.map(lambda _: False, params)
+        if callable(keep := self.keep_32bit):
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: bool(keep(path_string(path))), params
+            )
+        try:
+            return jax.tree.broadcast(self.keep_32bit, params)
+        except ValueError as error:
+            raise ValueError(
+                "`keep_32bit` must be a function of a leaf's path, or a tree of bools with the "
+                f"structure of the parameters or a prefix of it: {error}"
+            ) from None
+
+
+def check_min_8bit_size(value):
+    """Raises unless `value` is a whole number that is not negative."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"`min_8bit_size` must be a Python int, got {type(value).__name__}. Under "
+            "`optax.inject_hyperparams`, which makes arrays of numbers, pass "
+            '`static_args=("min_8bit_size",)` or `options=StateOptions(min_8bit_size=...)`.'
+        )
+    if value < 0:
+        raise ValueError(f"`min_8bit_size` must be 0 or more, got {value}.")
+
+
+def path_string(path):
+    """A tree path as `"encoder/embed/kernel"`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")

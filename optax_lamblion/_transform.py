@@ -1,0 +1,192 @@
+"""From a rule to an Optax transformation.
+
+Everything that varies from step to step becomes a scalar here, once per step or per leaf; the step
+itself (`pallas_kernels.xla`) is called leaf by leaf with nothing else.
+"""
+
+import dataclasses
+import math
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_lamblion import _checks, _clipping, _state
+from optax_lamblion._options import StateOptions, path_string
+from pallas_kernels import rules, xla
+from pallas_kernels.codecs import get_codec
+from pallas_kernels.hashing import mix
+
+# An inner jit lets leaves of equal shape share one trace and one lowering.
+_step = jax.jit(xla.step, static_argnums=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Settings:
+    """What the public factories pass on; numbers may be schedules or traced values."""
+
+    rule: rules.Rule
+    state_type: Any
+    b1: Any
+    b2: Any
+    learning_rate: Any = None
+    """None for a building block, which returns the direction itself."""
+    eps: Any = 0.0
+    weight_decay: Any = 0.0
+    mask: Any = None
+    adam_w_mode: bool = True
+    bias_correction: bool = False
+    max_unorm: Any = None
+    trust_clip: tuple[Any, Any] | None = None
+    bits: int | None = None
+    min_8bit_size: int | None = None
+    block_wise: bool = True
+    percentile_clipping: Any = None
+    options: StateOptions | None = None
+
+
+def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
+    """The Optax transformation of these settings."""
+    c = settings
+    _checks.check_settings(c)
+    options = StateOptions() if c.options is None else c.options
+    bits = 32 if c.bits is None else c.bits
+    block_size = options.block_size if c.block_wise else None
+    min_8bit_size = options.min_8bit_size if c.min_8bit_size is None else c.min_8bit_size
+    clipping = not _checks.is_off(c.percentile_clipping)
+    decays = not (_checks.is_number(c.weight_decay) and c.weight_decay == 0)
+    codecs = {slot.name: get_codec(options.codec, slot.signed) for slot in c.rule.slots}
+    slot_names = tuple(codecs)
+    absmax_names = tuple(f"{name}_absmax" for name in slot_names)
+
+    def spec(decay):
+        return xla.Spec(c.rule, tuple(codecs.values()), block_size, decay)
+
+    plain = spec(None)
+    decaying = spec("decoupled" if c.adam_w_mode else "coupled")
+
+    def init(params):
+        return _state.init_state(
+            c.state_type,
+            codecs,
+            params,
+            bits=bits,
+            block_size=block_size,
+            min_8bit_size=min_8bit_size,
+            options=options,
+            clipping=clipping,
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        del extra_args
+        if params is None and (decays or c.rule.trust_ratio):
+            why = "the trust ratio" if c.rule.trust_ratio else "weight decay"
+            raise ValueError(
+                f"`update` needs `params` because {why} uses them. "
+                "Call `tx.update(grads, state, params)`."
+            )
+        _checks.check_state(c, state, clipping)
+        count: Any = optax.safe_increment(state.count)
+        scalars = _scalars(c, state.count, count)
+        key = mix(count.astype(jnp.uint32))
+
+        def one_leaf(name, g, p, decay, old, old_absmaxes, history):
+            if g is None:
+                return None, old, old_absmaxes, history
+            _checks.check_gradient(name, g)
+            _state.check_leaf(name, g, (slot_names, old), old_absmaxes, block_size)
+            s = scalars
+            if clipping:
+                squared = _clipping.squared_norm(g)
+                history, scale = _clipping.record(history, squared, count, c.percentile_clipping)
+                s = s._replace(grad_scale=scale)
+            if not isinstance(decay, bool):  # a traced mask
+                s = s._replace(weight_decay=s.weight_decay * decay.astype(jnp.float32))
+            coded = [x.dtype == jnp.uint8 for x in old]
+            used = tuple(
+                a if is_coded else None for a, is_coded in zip(old_absmaxes, coded, strict=True)
+            )
+            leaf_key = key ^ jnp.uint32(zlib.crc32(name.encode()))
+            out, new, absmaxes = _step(
+                plain if decay is False else decaying, g, p, old, used, s, leaf_key
+            )
+            # A leaf without codes keeps what stands for its scales.
+            absmaxes = tuple(
+                b if a is None else a for a, b in zip(absmaxes, old_absmaxes, strict=True)
+            )
+            return out, new, absmaxes, history
+
+        paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(
+            updates, is_leaf=lambda x: x is None
+        )
+
+        def leaves(tree):
+            return [None] * treedef.num_leaves if tree is None else treedef.flatten_up_to(tree)
+
+        def columns(*fields):  # one tuple per leaf
+            return zip(*(leaves(getattr(state, field)) for field in fields), strict=True)
+
+        results = [
+            one_leaf(path_string(path), g, p, decay, *rest)
+            for (path, g), p, decay, *rest in zip(
+                paths_and_grads,
+                leaves(params),
+                leaves(_decay_mask(c.mask, params)) if decays else [False] * treedef.num_leaves,
+                columns(*slot_names),
+                columns(*absmax_names),
+                leaves(state.gnorm_history),
+                strict=True,
+            )
+        ]
+
+        fields: dict[str, Any] = {"count": count}
+        for i, (slot, absmax) in enumerate(zip(slot_names, absmax_names, strict=True)):
+            fields[slot] = treedef.unflatten([new[i] for _, new, _, _ in results])
+            if getattr(state, absmax) is not None:
+                fields[absmax] = treedef.unflatten([new[i] for _, _, new, _ in results])
+        if clipping:
+            fields["gnorm_history"] = treedef.unflatten([new for *_, new in results])
+        return treedef.unflatten([out for out, *_ in results]), c.state_type(**fields)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scalars(c, count, next_count):
+    """The step's scalars. Schedules see the steps taken before this one, as in Optax."""
+
+    def at(value) -> Any:
+        return value(count) if callable(value) else value
+
+    b1, b2 = at(c.b1), at(c.b2)
+    low, high = (0.0, math.inf) if c.trust_clip is None else c.trust_clip
+    return rules.Scalars(
+        b1=b1,
+        one_minus_b1=1 - b1,
+        b2=b2,
+        one_minus_b2=1 - b2,
+        debias1=rules.debias(b1, next_count) if c.bias_correction else 1.0,
+        debias2=rules.debias(b2, next_count) if c.bias_correction else 1.0,
+        eps=at(c.eps),
+        weight_decay=at(c.weight_decay),
+        step_size=1.0 if c.learning_rate is None else -1 * at(c.learning_rate),
+        ratio_scale=1.0 if c.max_unorm is None else at(c.max_unorm),
+        ratio_low=low,
+        ratio_high=high if c.max_unorm is None else 1.0,
+    )
+
+
+def _decay_mask(mask, params):
+    """A tree of bools (Python's where they are) like `params`."""
+    if mask is None:
+        return jax.tree.map(lambda _: True, params)
+    tree = mask(params) if callable(mask) else mask
+    try:
+        tree = jax.tree.broadcast(tree, params)
+    except ValueError as error:
+        raise ValueError(
+            "`mask` must be a tree of bools with the structure of the parameters or a prefix of "
+            f"it, or a function that makes one from them: {error}"
+        ) from None
+    return jax.tree.map(lambda m: m if isinstance(m, jax.Array) else bool(m), tree)

@@ -1,0 +1,18 @@
+"""8-bit blockwise quantization and fused optimizer steps for JAX.
+
+The arithmetic under `optax_lamblion`, usable without Optax.
+"""
+
+from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
+from pallas_kernels.codecs import CODEC_NAMES, Codec, get_codec
+from pallas_kernels.quantize import dequantize, quantize
+
+__all__ = [
+    "BLOCK_SIZES",
+    "CODEC_NAMES",
+    "Codec",
+    "absmax_shape",
+    "dequantize",
+    "get_codec",
+    "quantize",
+]

@@ -1,0 +1,57 @@
+"""Random numbers for rounding: a hash of a key and an element's place, nothing stored.
+
+The number that an element gets depends on the key and on its index in the flattened tensor alone.
+So it is the same whatever the tensor's shape, the block size, the sharding and the implementation.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+_GROUP = 256
+"""Indices are kept as (index // 256, index % 256), to hold more than 32 bits."""
+
+
+def mix(x):
+    """A 32-bit integer hash in which every input bit moves every output bit (lowbias32)."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def uniform(key, shape):
+    """Uniform float32 numbers in [0, 1), one per element, from a uint32 key.
+
+    Element `i` of the flattened tensor gets a hash of `key` and `i`: the same in every shape, on
+    every mesh and in every implementation.
+    """
+    block, lane = _flat_index(shape)
+    x = block * jnp.uint32(_GROUP) + lane
+    if math.prod(shape) > 2**32:  # x has wrapped: take in what it lost
+        key = key ^ mix((block >> 24) * jnp.uint32(0x9E3779B9))
+    return (mix(x ^ key) >> 8).astype(jnp.float32) * (2.0**-24)
+
+
+def _flat_index(shape):
+    """Each element's index in the flattened tensor as (index // 256, index % 256), in uint32.
+
+    Written so that no intermediate exceeds 32 bits, whatever the tensor's size.
+    """
+    if not shape:
+        return jnp.uint32(0), jnp.uint32(0)
+    *lead, last = shape
+
+    def axis(i):
+        return jax.lax.broadcasted_iota(jnp.uint32, shape, i)
+
+    row = jnp.zeros(shape, jnp.uint32)
+    for i, n in enumerate(lead):
+        row = row * jnp.uint32(n) + axis(i)
+    whole, rest = divmod(last, _GROUP)
+    # index = row * last + column, with last = whole * 256 + rest and row = 256 * (row // 256) + ...
+    block, lane = row * jnp.uint32(whole), axis(len(lead))
+    if rest:
+        block = block + (row >> 8) * jnp.uint32(rest)
+        lane = lane + (row & 255) * jnp.uint32(rest)
+    return block + (lane >> 8), lane & 255

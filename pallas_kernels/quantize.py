@@ -1,0 +1,103 @@
+"""Blockwise 8-bit quantization of one array."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.blocks import (
+    absmax_shape,
+    block_absmax,
+    check_block_size,
+    inverse_scale,
+    spread,
+)
+from pallas_kernels.codecs import decode, encode, get_codec
+from pallas_kernels.hashing import mix, uniform
+
+_LARGEST = 2.0**126
+"""The largest absmax whose inverse is a normal float32 number."""
+
+
+def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_nonzero=False):
+    """Stores an array as 8-bit codes with one float32 scale per block.
+
+    Block `i` covers elements `i * block_size` up to `(i + 1) * block_size` of the row-major
+    flattened array; its scale `absmax` is the largest magnitude in it, and every element is stored
+    as the code whose value times `absmax` is nearest.
+
+    Args:
+      x: Array of any shape, floating point. Elements that are not finite are stored as 0, and
+        those beyond 2**126 as 2**126.
+      block_size: Elements per block: a power of two from 32 to 4096, or None for one scale for the
+        whole array.
+      codec: `"power"`, `"dynamic"` (bitsandbytes' map) or `"linear"`.
+      signed: Whether the values have signs. Unsigned codes have finer levels, and store a negative
+        value as 0.
+      seed: None rounds to the nearest level. An integer, or a uint32 scalar, rounds to one of the
+        two neighbouring levels at random so that the expected value is the value itself; the same
+        seed gives the same codes on every device and in every shape.
+      keep_nonzero: Store a value that is not 0 at least on the first level above 0.
+
+    Returns:
+      `(codes, absmax)`: uint8 in the shape of `x`; float32 of shape
+      `(*x.shape[:-1], x.shape[-1] // block_size)` if the block size divides the last dimension,
+      else `(ceil(x.size / block_size),)`. Together 1 + 4 / block_size bytes per element.
+
+    Raises:
+      TypeError: `x` is not floating point.
+      ValueError: `block_size` or `codec` is not one of the above.
+
+    Examples:
+      >>> codes, absmax = quantize(jnp.array([0.0, 0.5, -2.0]))
+      >>> codes
+      Array([128, 208,   1], dtype=uint8)
+      >>> absmax
+      Array([2.], dtype=float32)
+      >>> dequantize(codes, absmax)
+      Array([ 0.       ,  0.4999065, -2.       ], dtype=float32)
+    """
+    check_block_size(block_size)
+    codec = get_codec(codec, signed)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"`quantize` needs a floating-point array, got {x.dtype}.")
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), 0)
+    absmax = block_absmax(x if signed else jnp.maximum(x, 0), block_size)
+    scale = spread(inverse_scale(absmax), x.shape, block_size).astype(x.dtype)
+    height = 0.5 if seed is None else uniform(mix(jnp.asarray(seed).astype(jnp.uint32)), x.shape)
+    return encode(codec, x, scale, height, keep_nonzero=keep_nonzero), absmax
+
+
+def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dtype=jnp.float32):
+    """The array that codes and scales stand for: the inverse of `quantize` up to rounding.
+
+    Args:
+      codes: uint8 array of any shape.
+      absmax: float32 scales, as `quantize` returns them.
+      block_size: As in `quantize`.
+      codec: As in `quantize`.
+      signed: As in `quantize`.
+      dtype: The result's dtype; the arithmetic is float32.
+
+    Raises:
+      TypeError: `codes` is not uint8.
+      ValueError: `absmax` does not have the shape that `codes` and `block_size` ask for, or
+        `block_size` or `codec` is unknown.
+
+    Examples:
+      >>> dequantize(jnp.array([128, 255], jnp.uint8), jnp.array([3.0]))
+      Array([0., 3.], dtype=float32)
+    """
+    check_block_size(block_size)
+    codec = get_codec(codec, signed)
+    if jnp.result_type(codes) != np.uint8:
+        raise TypeError(f"`codes` must be uint8, got {jnp.result_type(codes)}.")
+    codes, absmax = jnp.asarray(codes), jnp.asarray(absmax)
+    shape = absmax_shape(codes.shape, block_size)
+    if absmax.shape != shape:
+        raise ValueError(
+            f"`absmax` must have shape {shape} for codes of shape {codes.shape} with "
+            f"`block_size={block_size}`, got {absmax.shape}."
+        )
+    values = decode(codec, codes) * spread(absmax, codes.shape, block_size).astype(jnp.float32)
+    return values.astype(dtype)

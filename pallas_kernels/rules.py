@@ -1,0 +1,142 @@
+"""The optimizers' maths: Lion and LAMB on plain floating-point values.
+
+A rule is a few pure functions of arrays that are already decoded, written once and called by every
+implementation. What varies from step to step (schedules, clipping, bias correction, the trust
+ratio) arrives as a value in `Scalars`, so no implementation has to know of it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+
+class Scalars(NamedTuple):
+    """The values of one step, for one leaf: each a number or a 0-d array.
+
+    The complements are kept beside `b1` and `b2` because `1 - 0.9` in float32 is not 0.1; Optax
+    takes them in double precision too when the betas are Python numbers.
+    """
+
+    b1: Any = 0.9
+    one_minus_b1: Any = 0.1
+    b2: Any = 0.999
+    one_minus_b2: Any = 0.001
+    debias1: Any = 1.0
+    """1 / (1 - b1**t), or 1 without bias correction."""
+    debias2: Any = 1.0
+    eps: Any = 1e-8
+    grad_scale: Any = 1.0
+    """What percentile clipping multiplies the gradient by."""
+    weight_decay: Any = 0.0
+    step_size: Any = 1.0
+    """What the direction is multiplied by: minus the learning rate."""
+    ratio_scale: Any = 1.0
+    """The trust ratio is `clip(ratio_scale * |p| / |u|, ratio_low, ratio_high)`."""
+    ratio_low: Any = 0.0
+    ratio_high: Any = float("inf")
+
+    def astype(self, dtype):
+        """All values as 0-d arrays of one dtype."""
+        return Scalars(*(jnp.asarray(x).astype(dtype) for x in self))
+
+
+class Slot(NamedTuple):
+    """One tensor of state per parameter."""
+
+    name: str
+    signed: bool
+    second_moment: bool
+    """A step divides by its root: rounded without bias, and to zero only from zero."""
+
+
+class Rule(NamedTuple):
+    """An optimizer, as functions of decoded values.
+
+    - `moments(g, slots, s)` returns the new slots.
+    - `direction` returns the direction of the step, before decoupled weight decay: as
+      `direction(g, old_slots, s)` if `from_old`, else as `direction(new_slots, s)`, from the new
+      slots as they were stored. A step from old slots must be -1, 0 or 1 (it is kept as int8).
+    """
+
+    name: str
+    slots: tuple[Slot, ...]
+    moments: Callable
+    direction: Callable
+    from_old: bool
+    trust_ratio: bool
+    grad_limit: float
+    """A gradient element larger than this is treated as non-finite: with it, moments and the
+    inverse of their block's absmax stay normal float32 numbers."""
+
+
+# ---------------------------------------------------------------------------------------- Lion
+
+
+def _lion_moments(g, slots, s):
+    (m,) = slots
+    return (s.one_minus_b2 * g + s.b2 * m,)
+
+
+def _lion_direction(g, slots, s):
+    (m,) = slots
+    return jnp.sign(s.one_minus_b1 * g + s.b1 * m)
+
+
+LION = Rule(
+    "lion",
+    (Slot("mu", True, False),),
+    _lion_moments,
+    _lion_direction,
+    from_old=True,
+    trust_ratio=False,
+    grad_limit=2.0**126,
+)
+
+# ---------------------------------------------------------------------------------------- LAMB
+
+
+def _lamb_moments(g, slots, s):
+    m, v, *v_max = slots
+    m = s.one_minus_b1 * g + s.b1 * m
+    v = s.one_minus_b2 * (g * g) + s.b2 * v
+    return (m, v, *(jnp.maximum(x, v * s.debias2) for x in v_max))
+
+
+def _lamb_direction(slots, s):
+    m, v, *v_max = slots
+    v_hat = v_max[0] if v_max else v * s.debias2
+    return (m * s.debias1) / (jnp.sqrt(v_hat) + s.eps)
+
+
+LAMB = Rule(
+    "lamb",
+    (Slot("mu", True, False), Slot("nu", False, True)),
+    _lamb_moments,
+    _lamb_direction,
+    from_old=False,
+    trust_ratio=True,
+    grad_limit=2.0**63,  # its square is 2**126
+)
+
+LAMB_AMSGRAD = LAMB._replace(name="lamb_amsgrad", slots=(*LAMB.slots, Slot("nu_max", False, True)))
+
+# ------------------------------------------------------------------------------------- scalars
+
+
+def debias(decay, count):
+    """1 / (1 - decay**count): what makes the moving average of `count` terms unbiased."""
+    # Through log and expm1, because 1 - 0.999**t in float32 loses half its digits at t = 1.
+    if isinstance(decay, int | float):
+        log = math.log(decay) if decay > 0 else -math.inf
+    else:
+        log = jnp.log(decay)
+    return -1 / jnp.expm1(count.astype(jnp.result_type(float)) * log)
+
+
+def trust_ratio(param_norm, update_norm, s):
+    """The factor between a LAMB direction and its step: 1 when either norm is zero."""
+    usable = (param_norm > 0) & (update_norm > 0)
+    ratio = s.ratio_scale * param_norm / jnp.where(usable, update_norm, 1)
+    return jnp.where(usable, jnp.clip(ratio, s.ratio_low, s.ratio_high), 1)
