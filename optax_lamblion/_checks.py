@@ -25,13 +25,12 @@ def check_settings(c):
         _check_value(name, value)
         if is_number(value) and not 0 <= value < 1:
             raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
-    for name in ("eps", "weight_decay", "learning_rate", "max_unorm"):
-        value = getattr(c, name)
-        if value is None and name in ("learning_rate", "max_unorm"):
-            continue
-        _check_value(name, value)
-        if is_number(value) and name != "learning_rate" and value < 0:
-            raise ValueError(f"`{name}` must not be negative, got {value}.")
+    if c.learning_rate is not None:
+        _check_value("learning_rate", c.learning_rate)
+    for name in ("eps", "weight_decay"):
+        _check_not_negative(name, getattr(c, name))
+    if c.max_unorm is not None:
+        _check_not_negative("max_unorm", c.max_unorm)
     if is_number(c.max_unorm) and c.max_unorm == 0:
         raise ValueError("`max_unorm` must be positive. For LAMB's own trust ratio pass None.")
     if c.max_unorm is not None and c.trust_clip is not None:
@@ -70,6 +69,12 @@ def _check_value(name, value):
         is_number(value) or callable(value) or hasattr(value, "dtype")
     ):
         raise TypeError(f"`{name}` must be a number or a schedule, got {value!r}.")
+
+
+def _check_not_negative(name, value):
+    _check_value(name, value)
+    if is_number(value) and value < 0:
+        raise ValueError(f"`{name}` must not be negative, got {value}.")
 
 
 def _check_trust_clip(trust_clip):

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from optax_lamblion._clipping import HISTORY
 from optax_lamblion._options import path_string
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
+from pallas_kernels.dtypes import compute_dtype
 
 
 class LionState(NamedTuple):
@@ -73,7 +74,7 @@ def init_state(state_type, codecs, params, *, bits, block_size, min_8bit_size, o
         def init(p, keep):
             if coded(p, keep):
                 return jnp.full_like(p, codec.zero_code, dtype=jnp.uint8)
-            return jnp.zeros_like(p, dtype=jnp.promote_types(jnp.float32, p.dtype))
+            return jnp.zeros_like(p, dtype=compute_dtype(p.dtype))
 
         return jax.tree.map(init, params, keep)
 

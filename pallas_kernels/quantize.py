@@ -11,6 +11,7 @@ from pallas_kernels.blocks import (
     spread,
 )
 from pallas_kernels.codecs import decode, encode, get_codec
+from pallas_kernels.dtypes import compute_dtype
 from pallas_kernels.hashing import mix, uniform
 
 _LARGEST = 2.0**126
@@ -60,7 +61,7 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"`quantize` needs a floating-point array, got {x.dtype}.")
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = x.astype(compute_dtype(x.dtype))
     x = jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), 0)
     absmax = block_absmax(x if signed else jnp.maximum(x, 0), block_size)
     scale = spread(inverse_scale(absmax), x.shape, block_size).astype(x.dtype)

@@ -14,6 +14,7 @@ from jax.lax import optimization_barrier
 from pallas_kernels import rules
 from pallas_kernels.blocks import block_absmax, inverse_scale, spread
 from pallas_kernels.codecs import Codec, decode, encode
+from pallas_kernels.dtypes import compute_dtype, promote
 from pallas_kernels.hashing import mix, uniform
 
 _SKIP = -128
@@ -46,8 +47,8 @@ def step(spec, g, p, slots, absmaxes, s, key):
       `(update, slots, absmaxes)`; the update is in the dtype that `g` and `p` promote to.
     """
     rule = spec.rule
-    out_dtype = g.dtype if p is None else jnp.promote_types(g.dtype, p.dtype)
-    dtype = jnp.promote_types(jnp.float32, out_dtype)
+    out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
+    dtype = compute_dtype(out_dtype)
     s = s.astype(dtype)
     p = None if p is None else p.astype(dtype)
 
