@@ -3,13 +3,14 @@
 Written for what XLA makes of it. Elementwise work stays in the parameter's own shape, because XLA
 writes a result over a donated operand only where their indices agree. And the stages that read the
 old state are kept before the stage that overwrites it, with `optimization_barrier`: otherwise XLA
-saves itself with a copy of the state.
+saves itself with a copy of the state. (For a float32 slot only the CPU needs that: on a GPU XLA
+writes direction and slot in one pass.)
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.lax import optimization_barrier
+from jax.lax import optimization_barrier, platform_dependent
 
 from pallas_kernels import rules
 from pallas_kernels.blocks import block_absmax, inverse_scale, spread
@@ -46,54 +47,67 @@ def step(spec, g, p, slots, absmaxes, s, key):
     Returns:
       `(update, slots, absmaxes)`; the update is in the dtype that `g` and `p` promote to.
     """
-    rule = spec.rule
+    rule, any_coded = spec.rule, any(map(_coded, slots))
     out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
     dtype = compute_dtype(out_dtype)
     s = s.astype(dtype)
-    p = None if p is None else p.astype(dtype)
+    g, p = g.astype(dtype), None if p is None else p.astype(dtype)
+    g = s.grad_scale * g
+    if spec.decay == "coupled":
+        g = g + s.weight_decay * p
+    usable = jnp.abs(g) <= rule.grad_limit
 
-    def gradient(g):
-        g = s.grad_scale * g.astype(dtype)
-        if spec.decay == "coupled":
-            g = g + s.weight_decay * p
-        return g, jnp.abs(g) <= rule.grad_limit
-
-    def moments(g, slots, absmaxes):
-        g, usable = gradient(g)
+    def moments(slots, absmaxes):
         old = _load(spec, slots, absmaxes, dtype)
         new = rule.moments(g, old, s)
         return tuple(jnp.where(usable, n, o) for n, o in zip(new, old, strict=True))
 
+    def decayed(direction, usable):
+        if spec.decay == "decoupled":
+            direction = direction + s.weight_decay * p
+        return jnp.where(usable, direction, 0)
+
+    def direction_from_new(stored):
+        return decayed(rule.direction(_load(spec, *stored, dtype), s), usable)
+
+    # Stage 1, from the old state: the new scales, and a direction that needs the old slots.
     direction = None
     if rule.from_old:
-        scaled, usable = gradient(g)
-        direction = rule.direction(scaled, _load(spec, slots, absmaxes, dtype), s)
+        direction = rule.direction(g, _load(spec, slots, absmaxes, dtype), s)
         direction = jnp.where(usable, direction, _SKIP).astype(jnp.int8)
-
-    # A second pass over codes needs the scale of the first one's result.
     new_absmaxes = tuple(
-        block_absmax(n, spec.block_size) if _coded(x) else None
-        for n, x in zip(moments(g, slots, absmaxes), slots, strict=True)
+        block_absmax(new, spec.block_size) if _coded(x) else None
+        for new, x in zip(moments(slots, absmaxes), slots, strict=True)
     )
-    direction, new_absmaxes, slots, absmaxes = optimization_barrier(
-        (direction, new_absmaxes, slots, absmaxes)
-    )
-    new_slots = _store(spec, moments(g, slots, absmaxes), slots, new_absmaxes, key)
-
-    if rule.from_old:
-        usable = direction != _SKIP
-        direction = direction.astype(dtype)
+    stage = direction, new_absmaxes, slots, absmaxes
+    if any_coded:
+        stage = optimization_barrier(stage)
     else:
-        # From the codes as stored, not from the values that went into them.
-        new_slots, new_absmaxes = optimization_barrier((new_slots, new_absmaxes))
-        _, usable = gradient(g)
-        direction = rule.direction(_load(spec, new_slots, new_absmaxes, dtype), s)
-    if spec.decay == "decoupled":
-        direction = direction + s.weight_decay * p
-    direction = jnp.where(usable, direction, 0)
+        stage = platform_dependent(stage, cpu=optimization_barrier, default=_same)
+    direction, new_absmaxes, slots, absmaxes = stage
+
+    # Stage 2, the old state is overwritten.
+    stored = _store(spec, moments(slots, absmaxes), slots, new_absmaxes, key), new_absmaxes
+
+    # Stage 3, the update.
+    if rule.from_old:
+        direction = decayed(direction.astype(dtype), direction != _SKIP)
+    else:
+        # The barrier makes XLA read the codes, instead of what it computed them from.
+        stored = optimization_barrier(stored) if any_coded else stored
+        direction = direction_from_new(stored)
     if rule.trust_ratio:
-        direction = rules.trust_ratio(_norm(p), _norm(direction), s) * direction
-    return (s.step_size * direction).astype(out_dtype), new_slots, new_absmaxes
+        ratio = rules.trust_ratio(_norm(p), _norm(direction), s)
+        if any_coded:
+            # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
+            again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
+            ratio, direction = again[0], direction_from_new(again[1])
+        direction = ratio * direction
+    return (s.step_size * direction).astype(out_dtype), *stored
+
+
+def _same(x):
+    return x
 
 
 def _coded(slot):
