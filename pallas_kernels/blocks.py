@@ -17,7 +17,7 @@ BLOCK_SIZES = tuple(2**k for k in range(5, 13))
 
 def check_block_size(block_size):
     """Raises `ValueError` unless `block_size` is allowed; None means the whole tensor."""
-    if block_size is not None and (isinstance(block_size, bool) or block_size not in BLOCK_SIZES):
+    if block_size is not None and (type(block_size) is not int or block_size not in BLOCK_SIZES):
         raise ValueError(
             f"`block_size` must be a power of two from {BLOCK_SIZES[0]} to {BLOCK_SIZES[-1]}, "
             f"got {block_size!r}. The default is `block_size=256`."

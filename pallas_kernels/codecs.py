@@ -6,9 +6,9 @@ a magnitude. Signed codecs use the ladder twice, mirrored about the code of zero
 
 `encode` is written once for all of them. It takes the rung that `position` names, works out where
 in the gap above it rounding turns upwards (half way for round-to-nearest, at a random height for
-stochastic rounding), and compares. So `position` need not be exact: any guess that lands on the
-rung below or on the nearest rung yields the same code, which is what lets a cheap cube root give
-correctly rounded codes, and every implementation the same ones.
+stochastic rounding), and compares. So for round-to-nearest `position` need not be exact: any guess
+that lands on the rung below or on the nearest rung yields the same code, which is what lets a cheap
+cube root give correctly rounded codes, and every implementation the same ones.
 
 Only `jax.numpy` operations that also exist inside GPU kernels are used: no tables, no `floor`, no
 `cbrt`.
@@ -44,6 +44,8 @@ class Codec(NamedTuple):
     """`level(-rung) == -level(rung)`, so that decoding needs no case for the sign."""
     level: Callable
     position: Callable
+    position_is_floor: bool
+    """`position` names the rung below, but for a rounding error, which random rounding needs."""
 
 
 def decode(codec, codes, dtype=jnp.float32):
@@ -62,8 +64,9 @@ def encode(codec, values, scale, height, *, keep_nonzero=False):
       codec: A `Codec`.
       values: Array. With an unsigned codec, negative values count as 0.
       scale: What brings the values to [-1, 1]: 1 / absmax of the block, or 0 for a block of zeros.
-      height: Where in the gap between two neighbouring levels rounding turns upwards: 0.5 rounds
-        to the nearest level, a uniform random number in [0, 1) rounds without bias.
+      height: Where in the gap between two neighbouring levels rounding turns upwards: the Python
+        number 0.5 rounds to the nearest level, an array of uniform random numbers in [0, 1) rounds
+        without bias.
       keep_nonzero: Store what is not zero at least on the first rung. For second moments, by whose
         root a step divides: one that is rounded to zero blows the update up.
     """
@@ -71,6 +74,9 @@ def encode(codec, values, scale, height, *, keep_nonzero=False):
     # The clip absorbs the rounding of 1 / absmax, and keeps rung `top` the last one.
     y = jnp.minimum(magnitude * scale, 1).astype(jnp.float32)
     rung = codec.position(y)
+    if not (codec.position_is_floor or isinstance(height, float)):
+        rung = jnp.where(y < codec.level(rung), rung - 1, rung)
+        rung = jnp.where(y >= codec.level(rung + 1), rung + 1, rung)
     below = codec.level(rung)
     turn = below + height * (codec.level(rung + 1) - below)
     rung = jnp.where(y > turn, rung + 1, rung)
@@ -147,6 +153,7 @@ def power(signed, exponent, name="power"):
         odd=exponent % 2 == 1,
         level=level,
         position=position,
+        position_is_floor=exponent != 3,
     )
 
 
@@ -192,6 +199,7 @@ def dynamic(signed):
         odd=False,
         level=level,
         position=position,
+        position_is_floor=True,
     )
 
 
@@ -229,10 +237,13 @@ def get_codec(name, signed):
     """The codec called `name` for signed or unsigned values.
 
     Raises:
+      TypeError: `signed` is not a bool.
       ValueError: There is no codec of that name.
     """
+    if not isinstance(signed, bool):
+        raise TypeError(f"`signed` must be True or False, got {signed!r}.")
     try:
-        return CODECS[name, bool(signed)]
+        return CODECS[name, signed]
     except (KeyError, TypeError):
         known = ", ".join(f'"{n}"' for n in CODEC_NAMES)
         raise ValueError(f"Unknown codec {name!r}. Choose one of {known}.") from None

@@ -1,7 +1,9 @@
 """Blockwise 8-bit quantization of one array."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pallas_kernels.blocks import (
     absmax_shape,
@@ -34,7 +36,8 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
       signed: Whether the values have signs. Unsigned codes have finer levels, and store a negative
         value as 0.
       seed: None rounds to the nearest level. An integer, or a uint32 scalar, rounds to one of the
-        two neighbouring levels at random so that the expected value is the value itself; the same
+        two neighbouring levels at random so that the expected value is the value itself (but
+        where `keep_nonzero`, or the sign rule of the signed dynamic map, lifts it from 0); the same
         seed gives the same codes on every device and in every shape.
       keep_nonzero: Store a value that is not 0 at least on the first level above 0.
 
@@ -44,7 +47,7 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
       else `(ceil(x.size / block_size),)`. Together 1 + 4 / block_size bytes per element.
 
     Raises:
-      TypeError: `x` is not floating point.
+      TypeError: `x` is not floating point, or `seed` not a whole number.
       ValueError: `block_size` or `codec` is not one of the above.
 
     Examples:
@@ -57,16 +60,31 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
       Array([ 0.       ,  0.4999065, -2.       ], dtype=float32)
     """
     check_block_size(block_size)
-    codec = get_codec(codec, signed)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"`quantize` needs a floating-point array, got {x.dtype}.")
+    return _quantize(x, _key(seed), block_size, get_codec(codec, signed), keep_nonzero)
+
+
+@functools.partial(jax.jit, static_argnames=("block_size", "codec", "keep_nonzero"))
+def _quantize(x, key, block_size, codec, keep_nonzero):
     x = x.astype(compute_dtype(x.dtype))
     x = jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), 0)
-    absmax = block_absmax(x if signed else jnp.maximum(x, 0), block_size)
+    absmax = block_absmax(x if codec.signed else jnp.maximum(x, 0), block_size)
     scale = spread(inverse_scale(absmax), x.shape, block_size).astype(x.dtype)
-    height = 0.5 if seed is None else uniform(mix(jnp.asarray(seed).astype(jnp.uint32)), x.shape)
+    height = 0.5 if key is None else uniform(mix(key), x.shape)
     return encode(codec, x, scale, height, keep_nonzero=keep_nonzero), absmax
+
+
+def _key(seed):
+    if seed is None:
+        return None
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        return jnp.uint32(seed % 2**32)
+    dtype = getattr(seed, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or seed.shape != ():
+        raise TypeError(f"`seed` must be an int or an integer scalar, got {seed!r}.")
+    return jnp.asarray(seed).astype(jnp.uint32)
 
 
 def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dtype=jnp.float32):
@@ -81,7 +99,7 @@ def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dty
       dtype: The result's dtype; the arithmetic is float32.
 
     Raises:
-      TypeError: `codes` is not uint8.
+      TypeError: `codes` is not uint8, or `dtype` not floating point.
       ValueError: `absmax` does not have the shape that `codes` and `block_size` ask for, or
         `block_size` or `codec` is unknown.
 
@@ -90,15 +108,20 @@ def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dty
       Array([0., 3.], dtype=float32)
     """
     check_block_size(block_size)
-    codec = get_codec(codec, signed)
-    if jnp.result_type(codes) != np.uint8:
-        raise TypeError(f"`codes` must be uint8, got {jnp.result_type(codes)}.")
     codes, absmax = jnp.asarray(codes), jnp.asarray(absmax)
+    if codes.dtype != jnp.uint8:
+        raise TypeError(f"`codes` must be uint8, got {codes.dtype}.")
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"`dtype` must be a floating-point dtype, got {jnp.dtype(dtype)}.")
     shape = absmax_shape(codes.shape, block_size)
     if absmax.shape != shape:
         raise ValueError(
             f"`absmax` must have shape {shape} for codes of shape {codes.shape} with "
             f"`block_size={block_size}`, got {absmax.shape}."
         )
-    values = decode(codec, codes) * spread(absmax, codes.shape, block_size).astype(jnp.float32)
-    return values.astype(dtype)
+    return _dequantize(codes, absmax, block_size, get_codec(codec, signed)).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("block_size", "codec"))
+def _dequantize(codes, absmax, block_size, codec):
+    return decode(codec, codes) * spread(absmax, codes.shape, block_size).astype(jnp.float32)
