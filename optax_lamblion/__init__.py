@@ -1,6 +1,7 @@
 """Lion and LAMB for JAX with 8-bit state, as Optax gradient transformations."""
 
 from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
+from optax_lamblion._fused import apply_fused
 from optax_lamblion._lamb import lamb, lamb8bit, lamb32bit, scale_by_lamb
 from optax_lamblion._lion import lion, lion8bit, lion32bit, scale_by_lion
 from optax_lamblion._options import StateOptions
@@ -15,6 +16,7 @@ __all__ = [
     "LionState",
     "StateOptions",
     "StateReport",
+    "apply_fused",
     "clip_by_percentile",
     "lamb",
     "lamb32bit",

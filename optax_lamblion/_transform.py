@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_lamblion import _checks, _clipping, _state
+from optax_lamblion._fused import REQUEST, Applied
 from optax_lamblion._options import StateOptions, path_string
 from pallas_kernels import rules, xla
 from pallas_kernels.codecs import get_codec
@@ -61,11 +62,9 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
     slot_names = tuple(codecs)
     absmax_names = tuple(f"{name}_absmax" for name in slot_names)
 
-    def spec(decay):
-        return xla.Spec(c.rule, tuple(codecs.values()), block_size, decay)
-
-    plain = spec(None)
-    decaying = spec("decoupled" if c.adam_w_mode else "coupled")
+    def spec(decays, emit):
+        decay = ("decoupled" if c.adam_w_mode else "coupled") if decays else None
+        return xla.Spec(c.rule, tuple(codecs.values()), block_size, decay, emit)
 
     def init(params):
         return _state.init_state(
@@ -80,7 +79,8 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
         )
 
     def update(updates, state, params=None, **extra_args):
-        del extra_args
+        # A building block leaves the rest of the step to others, so it has nothing to apply.
+        apply = extra_args.get(REQUEST, False) and c.learning_rate is not None
         if params is None and (decays or c.rule.trust_ratio):
             why = "the trust ratio" if c.rule.trust_ratio else "weight decay"
             raise ValueError(
@@ -109,9 +109,9 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 a if is_coded else None for a, is_coded in zip(old_absmaxes, coded, strict=True)
             )
             leaf_key = key ^ jnp.uint32(zlib.crc32(name.encode()))
-            out, new, absmaxes = _step(
-                plain if decay is False else decaying, g, p, old, used, s, leaf_key
-            )
+            static = spec(decay is not False, "params" if apply else "updates")
+            out, new, absmaxes = _step(static, g, p, old, used, s, leaf_key)
+            out = Applied(out) if apply else out
             # A leaf without codes keeps what stands for its scales.
             absmaxes = tuple(
                 b if a is None else a for a, b in zip(absmaxes, old_absmaxes, strict=True)

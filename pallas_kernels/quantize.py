@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pallas_kernels.blocks import (
     absmax_shape,
@@ -81,8 +82,8 @@ def _key(seed):
         return None
     if isinstance(seed, int) and not isinstance(seed, bool):
         return jnp.uint32(seed % 2**32)
-    dtype = getattr(seed, "dtype", None)
-    if dtype is None or not jnp.issubdtype(dtype, jnp.integer) or seed.shape != ():
+    is_array = isinstance(seed, jax.Array | np.ndarray | np.generic)
+    if not is_array or not jnp.issubdtype(seed.dtype, jnp.integer) or seed.shape != ():
         raise TypeError(f"`seed` must be an int or an integer scalar, got {seed!r}.")
     return jnp.asarray(seed).astype(jnp.uint32)
 

@@ -30,6 +30,8 @@ class Spec(NamedTuple):
     block_size: int | None
     decay: str | None
     """Weight decay: "decoupled" (added to the direction), "coupled" (to the gradient: L2), None."""
+    emit: str = "updates"
+    """What a step returns: "updates" to be added to the parameters, or the new "params"."""
 
 
 def step(spec, g, p, slots, absmaxes, s, key):
@@ -45,12 +47,14 @@ def step(spec, g, p, slots, absmaxes, s, key):
       key: uint32 scalar, different for every leaf and step.
 
     Returns:
-      `(update, slots, absmaxes)`; the update is in the dtype that `g` and `p` promote to.
+      `(out, slots, absmaxes)`. `out` is the update, in the dtype that `g` and `p` promote to; or
+      the new parameter in its own dtype.
     """
     rule, any_coded = spec.rule, any(map(_coded, slots))
     out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
     dtype = compute_dtype(out_dtype)
     s = s.astype(dtype)
+    p_dtype, to_params = None if p is None else p.dtype, spec.emit == "params"
     g, p = g.astype(dtype), None if p is None else p.astype(dtype)
     g = s.grad_scale * g
     if spec.decay == "coupled":
@@ -67,14 +71,22 @@ def step(spec, g, p, slots, absmaxes, s, key):
             direction = direction + s.weight_decay * p
         return jnp.where(usable, direction, 0)
 
+    def emitted(direction):
+        update = s.step_size * direction
+        return (p + update).astype(p_dtype) if to_params else update.astype(out_dtype)
+
     def direction_from_new(stored):
-        return decayed(rule.direction(_load(spec, *stored, dtype), s), usable)
+        new_slots, new_absmaxes = stored
+        return decayed(rule.direction(_load(spec, new_slots, new_absmaxes, dtype), s), usable)
 
     # Stage 1, from the old state: the new scales, and a direction that needs the old slots.
     direction = None
     if rule.from_old:
         direction = rule.direction(g, _load(spec, slots, absmaxes, dtype), s)
-        direction = jnp.where(usable, direction, _SKIP).astype(jnp.int8)
+        if to_params:
+            direction = emitted(decayed(direction, usable))  # and nothing is left for stage 3
+        else:
+            direction = jnp.where(usable, direction, _SKIP).astype(jnp.int8)
     new_absmaxes = tuple(
         block_absmax(new, spec.block_size) if _coded(x) else None
         for new, x in zip(moments(slots, absmaxes), slots, strict=True)
@@ -91,6 +103,8 @@ def step(spec, g, p, slots, absmaxes, s, key):
 
     # Stage 3, the update.
     if rule.from_old:
+        if to_params:
+            return direction, *stored
         direction = decayed(direction.astype(dtype), direction != _SKIP)
     else:
         # The barrier makes XLA read the codes, instead of what it computed them from.
@@ -103,7 +117,7 @@ def step(spec, g, p, slots, absmaxes, s, key):
             again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
             ratio, direction = again[0], direction_from_new(again[1])
         direction = ratio * direction
-    return (s.step_size * direction).astype(out_dtype), *stored
+    return emitted(direction), *stored
 
 
 def _same(x):

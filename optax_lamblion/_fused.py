@@ -1,0 +1,102 @@
+"""One step that returns parameters: `apply_fused`.
+
+The request to do so travels through `optax.chain` and the other wrappers as an extra argument of
+`update`. An optimizer of this package answers it with parameters in place of updates, each in a box
+that is no array and no pytree: a transformation that comes after it and would scale or add to
+updates cannot mistake parameters for them.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+REQUEST = "optax_lamblion_apply"
+
+
+class Applied:
+    """A box around a parameter that has made its step. Arithmetic with it raises."""
+
+    def __init__(self, params):
+        self.params = params
+
+    def _refuse(self, *args):
+        raise TypeError(
+            "A transformation that comes after an optimizer of `optax_lamblion` reached its "
+            "result, which under `apply_fused` is new parameters and not updates. Put the "
+            "optimizer last in `optax.chain`, or use `tx.update` and `optax.apply_updates`."
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _refuse
+    __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = __abs__ = __array__ = _refuse
+    dtype = shape = property(_refuse)
+
+
+# They choose between new and old values, or count on zero updates, with arrays as conditions.
+_BRANCHING = (
+    optax.MultiStepsState,
+    optax.ApplyIfFiniteState,
+    optax.ConditionallyMaskState,
+    optax.ConditionallyTransformState,
+)
+
+
+def apply_fused(tx, params, grads, state, **extra_args) -> tuple[Any, Any]:
+    r"""One optimizer step: `(params, state)` from `(params, grads, state)`.
+
+    Does what `tx.update` and `optax.apply_updates` do, for any Optax transformation. An optimizer
+    of this package that comes last in it (in `optax.chain`, `optax.masked`, `optax.partition`,
+    `optax.inject_hyperparams`) writes its parameters itself, which spares a tensor of updates: no
+    memory but parameters and state is needed for `lion8bit`.
+
+    Donate `params` and `state` to the function around it, so that both are written in place.
+
+    Args:
+      tx: Any Optax transformation.
+      params: Parameters.
+      grads: Gradients, in the structure of the parameters.
+      state: The state of `tx`.
+      **extra_args: Passed on to `tx.update`.
+
+    Returns:
+      `(params, state)`. The parameters are those of `optax.apply_updates` up to rounding (2 units
+      in the last place), because the update is added before it is rounded to their dtype.
+      Transformations that choose between steps (`optax.MultiSteps`, `optax.apply_if_finite`,
+      `optax.transforms.conditionally_transform`, `conditionally_mask`) are applied in the plain
+      way.
+
+    Raises:
+      TypeError: A transformation comes after an optimizer of this package and works on updates.
+
+    Examples:
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))
+      >>> params = jnp.array([1.0, 2.0])
+      >>> state = tx.init(params)
+      >>> step = jax.jit(lambda p, g, s: apply_fused(tx, p, g, s), donate_argnums=(0, 2))
+      >>> params, state = step(params, jnp.array([0.5, -0.5]), state)
+      >>> params
+      Array([0.89, 2.08], dtype=float32)
+    """
+    tx = optax.with_extra_args_support(tx)
+    if _branches(state):
+        updates, state = tx.update(grads, state, params, **extra_args)
+        return optax.apply_updates(params, updates), state
+    updates, state = tx.update(grads, state, params, **{REQUEST: True}, **extra_args)
+
+    def merge(update, param):
+        if isinstance(update, Applied):
+            return update.params
+        return optax.apply_updates(param, update) if update is not None else param
+
+    return jax.tree.map(merge, updates, params, is_leaf=lambda x: x is None), state
+
+
+def _branches(state):
+    found = []
+
+    def stop(node):
+        found.append(isinstance(node, _BRANCHING))
+        return found[-1]
+
+    jax.tree.leaves(state, is_leaf=stop)
+    return any(found)
