@@ -1,0 +1,63 @@
+"""The command line: `optax-lamblion train | memory | info | bench`.
+
+Each command is a module with `add_arguments(parser)` and `run(args) -> exit status`. They are
+imported when they are chosen, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from optax_lamblion.cli._errors import CommandError
+
+_COMMANDS = {
+    "train": "train a small Flax model with several optimizers and compare them",
+    "memory": "optimizer state in bytes, for a model or a number of parameters",
+    "info": "what is installed, which devices there are and which implementation they get",
+    "bench": "time one optimizer step against Optax's own",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+      argv: The arguments after the program's name; `sys.argv[1:]` by default.
+
+    Returns:
+      The exit status: 0 for success, 2 for input that cannot be used, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser(arguments).parse_args(arguments)
+    try:
+        return args.run(args)
+    except CommandError as error:
+        print(f"optax-lamblion {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="optax-lamblion",
+        description="Lion and LAMB with 8-bit state for JAX: try them, size them, time them.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    chosen = next((word for word in arguments if word in _COMMANDS), None)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        if name == chosen:
+            module = importlib.import_module(f"optax_lamblion.cli._{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    return parser

@@ -1,0 +1,121 @@
+"""What a training run leaves behind: a table, a plot, a JSON file and samples of text."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from optax_lamblion.cli._errors import CommandError
+from optax_lamblion.cli._info import versions
+from optax_lamblion.cli._output import Table, to_json
+from optax_lamblion.cli._settings import TrainSettings
+from optax_lamblion.demo.compare import Run
+from optax_lamblion.demo.plot import comparison_figure
+from optax_lamblion.demo.task import Task
+
+_METRICS = {
+    "loss": ("held-out loss", "{:.3f}"),
+    "bits_per_byte": ("bits/byte", "{:.3f}"),
+    "accuracy": ("accuracy", "{:.1%}"),
+}
+
+Samples = Mapping[str, tuple[str, str]]
+
+
+def make_folder(path: Path) -> Path:
+    """Makes the output folder, before anything is computed that it could fail to hold."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise CommandError(
+            f"cannot write to {str(path)!r}: {error.strerror or error}. "
+            "Choose another folder with `--output DIR`."
+        ) from error
+    return path
+
+
+def results_table(task: Task, runs: Sequence[Run]) -> Table:
+    """One row per optimizer, and one for a predictor that ignores its input."""
+    metrics = list(task.baseline)
+    table = Table(
+        f"{task.title}, {task.parameter_count:,} parameters, {runs[0].steps} steps",
+        ["optimizer", *(_METRICS[m][0] for m in metrics), "state bytes", "bytes/param", "ms/step"],
+    )
+    for run in runs:
+        table.add(
+            run.name,
+            *_formatted(metrics, run.held_out[-1]),
+            f"{run.state_bytes:,}",
+            f"{run.bytes_per_parameter:.3f}",
+            f"{run.median_step_ms:.1f}",
+        )
+    baseline = _formatted(metrics, task.baseline)
+    table.add(f"({task.baseline_name})", *baseline, "-", "-", "-", dimmed=True)
+    return table
+
+
+def sample_text(name: str, sample: tuple[str, str]) -> str:
+    """A sample of generated text, set apart under the name of its optimizer."""
+    return f"\nText by {name}:\n\n{textwrap.indent(''.join(sample), '    | ', lambda line: True)}"
+
+
+def write_results(
+    task: Task,
+    runs: Sequence[Run],
+    settings: TrainSettings,
+    samples: Samples,
+    *,
+    seconds: float,
+    interrupted: bool,
+) -> None:
+    """Writes `comparison.png` and `results.json` to the output folder."""
+    record = _record(task, runs, settings, samples)
+    record |= {"seconds": round(seconds, 1), "interrupted": interrupted}
+    (settings.output / "results.json").write_text(to_json(record) + "\n", encoding="utf-8")
+    comparison_figure(task, runs).savefig(settings.output / "comparison.png", dpi=150)
+
+
+def _formatted(metrics: Sequence[str], values: Mapping[str, float]) -> list[str]:
+    return [_METRICS[metric][1].format(values[metric]) for metric in metrics]
+
+
+def _record(
+    task: Task, runs: Sequence[Run], settings: TrainSettings, samples: Samples
+) -> dict[str, Any]:
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "settings": settings.as_json(),
+        "versions": versions(),
+        "device": jax.devices()[0].device_kind,
+        "task": task.title,
+        "parameters": task.parameter_count,
+        "baseline": {"name": task.baseline_name, **task.baseline},
+        "optimizers": [
+            {
+                "name": run.name,
+                "learning_rate": settings.learning_rates[run.name],
+                "weight_decay": settings.weight_decays[run.name],
+                "steps": run.steps,
+                "held_out": dict(run.held_out[-1]),
+                "state_bytes": run.state_bytes,
+                "bytes_per_parameter": run.bytes_per_parameter,
+                "median_step_ms": run.median_step_ms,
+                "sample": "".join(samples[run.name]) if run.name in samples else None,
+                "curves": {
+                    "train_loss": run.train_losses,
+                    "step_ms": run.step_ms,
+                    "held_out_steps": run.held_out_steps,
+                    "held_out": [dict(values) for values in run.held_out],
+                },
+            }
+            for run in runs
+        ],
+    }

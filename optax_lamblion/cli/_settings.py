@@ -1,0 +1,163 @@
+"""The options of `train`: their defaults, their checks, and which do not go together."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
+
+DEFAULT_OPTIMIZERS = "optax.lion,lion8bit,optax.lamb,lamb8bit"
+_BATCH_SIZES = {"text": 16, "digits": 64}
+_STEPS = {"text": 400, "digits": 200}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSettings:
+    """The options that only the text model has. `text` is the user's own file, if any."""
+
+    text: Path | None = None
+    prompt: str = "def "
+    seq_len: int = 64
+    width: int = 128
+    layers: int = 2
+    heads: int = 4
+
+
+_TEXT_DEFAULTS = dataclasses.asdict(TextSettings())
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+    """Everything that decides a training run. `text` is `None` if it learns something else."""
+
+    data: str
+    steps: int
+    batch_size: int
+    seed: int
+    rows: tuple[OptimizerRow, ...]
+    learning_rates: Mapping[str, float]
+    weight_decays: Mapping[str, float]
+    output: Path
+    quiet: bool
+    text: TextSettings | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The settings that decide the numbers, for the record."""
+        record = dataclasses.asdict(self)
+        for name in ("rows", "quiet", "output"):
+            del record[name]
+        if self.text:
+            record["text"] |= {"text": self.text.text and str(self.text.text)}
+        return record
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options. One that is not given is absent, so that it shows who gave what."""
+
+    def add(name: str, summary: str, default: str | None = None, **kwargs):
+        shown = f" (default: {default})" if default else ""
+        parser.add_argument(name, help=summary + shown, default=argparse.SUPPRESS, **kwargs)
+
+    def add_text_only(name: str, summary: str, **kwargs):
+        default = _TEXT_DEFAULTS[name.removeprefix("--").replace("-", "_")]
+        add(name, f"{summary}; text only", default and repr(default), **kwargs)
+
+    add("--data", "what to learn", "text", choices=list(_BATCH_SIZES))
+    add("--steps", "training steps of each optimizer", "400; digits: 200", type=int, metavar="N")
+    add("--batch-size", "examples in a step", "16; digits: 64", type=int, metavar="N")
+    add("--seed", "decides the initial parameters and the batches", "0", type=int, metavar="N")
+    add_text_only(
+        "--text", "learn this file, not Python's standard library", type=Path, metavar="FILE"
+    )
+    add_text_only("--prompt", "what samples of generated text start with", metavar="TEXT")
+    add_text_only("--seq-len", "bytes of context", type=int, metavar="N")
+    add_text_only("--width", "features of the transformer", type=int, metavar="N")
+    add_text_only("--layers", "blocks of the transformer", type=int, metavar="N")
+    add_text_only("--heads", "attention heads", type=int, metavar="N")
+    add(
+        "--optimizers",
+        f"optimizers to compare, from {', '.join(OPTIMIZERS)}",
+        DEFAULT_OPTIMIZERS,
+        metavar="A,B,...",
+    )
+    for name, example in (("learning-rate", "3e-4"), ("weight-decay", "0.1")):
+        add(
+            f"--{name}",
+            f"{name.replace('-', ' ')} of all optimizers, or of one as in `lion8bit={example}`; "
+            "join several with commas",
+            "tuned for each family",
+            action="append",
+            metavar="[NAME=]X",
+        )
+    add("--output", "folder for results", "optax-lamblion-runs/DATA", type=Path, metavar="DIR")
+    add("--quiet", "print the final table only", action="store_true")
+
+
+def read_settings(given: Mapping[str, Any]) -> TrainSettings:
+    """Checks the options that were given and fills in the others; raises `ValueError`."""
+    data = given.get("data", "text")
+    text_options = {name: given[name] for name in _TEXT_DEFAULTS if name in given}
+    if data != "text" and text_options:
+        option = "--" + next(iter(text_options)).replace("_", "-")
+        raise ValueError(f"`{option}` needs `--data text`. Remove it, or `--data {data}`.")
+    steps = given.get("steps", _STEPS[data])
+    if steps < 1:
+        raise ValueError(f"`--steps {steps}` trains nothing. Use 1 or more.")
+    seed = given.get("seed", 0)
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"`--seed {seed}` is not a seed. Use a number from 0 to {2**32 - 1}.")
+    rows = find_optimizers(given.get("optimizers", DEFAULT_OPTIMIZERS))
+    return TrainSettings(
+        data=data,
+        steps=steps,
+        batch_size=given.get("batch_size", _BATCH_SIZES[data]),
+        seed=seed,
+        rows=tuple(rows),
+        learning_rates={row.name: row.learning_rate for row in rows}
+        | _overrides("--learning-rate", given.get("learning_rate", ()), rows),
+        weight_decays={row.name: row.weight_decay for row in rows}
+        | _overrides("--weight-decay", given.get("weight_decay", ()), rows),
+        output=given.get("output", Path("optax-lamblion-runs") / data),
+        quiet=given.get("quiet", False),
+        text=TextSettings(**text_options) if data == "text" else None,
+    )
+
+
+def _overrides(option: str, given: Sequence[str], rows: Sequence[OptimizerRow]) -> dict[str, float]:
+    """Reads `X` (for all) and `NAME=X` (for one); what names an optimizer wins, whatever the order.
+
+    `rows` are the optimizers that take part; another name would be ignored, so it is an error.
+    """
+    names = [row.name for row in rows]
+    for_all: dict[str, float] = {}
+    for_one: dict[str, float] = {}
+    for part in ",".join(given).split(",") if given else ():
+        name, equals, number = (piece.strip() for piece in part.rpartition("="))
+        if equals and name not in names:
+            raise ValueError(
+                f"`{option} {part}` names no optimizer of this run. It compares {', '.join(names)}."
+            )
+        value = _number(option, part, number)
+        if equals:
+            for_one[name] = value
+        else:
+            for_all |= dict.fromkeys(names, value)
+    return for_all | for_one
+
+
+def _number(option: str, part: str, number: str) -> float:
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"`{option} {part}` has no number in it that is 0 or more. "
+            f"Write `{option} 3e-4`, or `{option} lion8bit=3e-4` for one optimizer."
+        )
+    return value

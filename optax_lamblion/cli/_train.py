@@ -1,0 +1,95 @@
+"""`optax-lamblion train`: trains one model with several optimizers and shows how they compare."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from optax_lamblion.cli._errors import input_errors, require_extra
+from optax_lamblion.cli._interrupt import interruptible
+from optax_lamblion.cli._output import print_table
+from optax_lamblion.cli._settings import TrainSettings, add_arguments, read_settings
+from optax_lamblion.demo.optimizers import training_chain
+from optax_lamblion.demo.task import Task
+
+__all__ = ["add_arguments", "run"]
+
+_NEEDED = {"flax": "flax", "rich": "rich", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, then prints a table and writes a plot and a JSON file."""
+    require_extra("demo", _NEEDED)
+    # These import the extra.
+    from optax_lamblion.cli import _results as results
+    from optax_lamblion.cli._progress import show_progress
+    from optax_lamblion.demo.compare import compare
+
+    with input_errors():
+        settings = read_settings(vars(args))
+        task = make_task(settings)
+    results.make_folder(settings.output)
+    say = (lambda *_, **__: None) if settings.quiet else print
+    say(f"{task.title}; {task.parameter_count:,} parameters; {settings.steps} steps")
+
+    start = time.monotonic()
+    chains = {
+        row.name: training_chain(
+            row,
+            steps=settings.steps,
+            learning_rate=settings.learning_rates[row.name],
+            weight_decay=settings.weight_decays[row.name],
+        )
+        for row in settings.rows
+    }
+    with (
+        interruptible() as should_stop,
+        show_progress(list(chains), settings.steps, quiet=settings.quiet) as observer,
+    ):
+        runs = compare(
+            task, chains, steps=settings.steps, observer=observer, should_stop=should_stop
+        )
+    if not (runs and runs[0].steps):
+        print("Stopped before the first step, so there is nothing to write.", file=sys.stderr)
+        return 130
+    interrupted = runs[0].steps < settings.steps
+    samples = {}
+    if task.sample and not interrupted:
+        samples = {run.name: task.sample(run.params) for run in runs}
+    seconds = time.monotonic() - start
+
+    say(*(results.sample_text(*item) for item in samples.items()), "", sep="\n")
+    print_table(results.results_table(task, runs))
+    say(f"{'Stopped early' if interrupted else 'Done'} after {seconds:.0f} s.")
+    results.write_results(task, runs, settings, samples, seconds=seconds, interrupted=interrupted)
+    say(f"Plot: {settings.output / 'comparison.png'}")
+    say(f"Numbers and samples: {settings.output / 'results.json'}")
+    return 130 if interrupted else 0
+
+
+def make_task(settings: TrainSettings) -> Task:
+    """The learning problem that the settings describe; raises `ValueError` if there is none."""
+    options = settings.text
+    if options is None:
+        from optax_lamblion.demo.digits import digits_task
+
+        return digits_task(batch_size=settings.batch_size, seed=settings.seed)
+    from optax_lamblion.demo import text
+    from optax_lamblion.demo.language import text_task
+    from optax_lamblion.demo.transformer import TransformerConfig
+
+    config = TransformerConfig(
+        width=options.width,
+        layers=options.layers,
+        heads=options.heads,
+        seq_len=options.seq_len,
+    )
+    corpus = text.text_file(options.text) if options.text else text.python_sources()
+    return text_task(
+        corpus,
+        config,
+        batch_size=settings.batch_size,
+        seed=settings.seed,
+        prompt=options.prompt,
+    )

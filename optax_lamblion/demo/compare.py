@@ -1,0 +1,157 @@
+"""Training one task with several optimizers, side by side.
+
+The optimizers take turns: step 0 of each, then step 1 of each. So all of them see the same batch
+and the same moods of the machine, and at any moment the comparison is complete up to that step.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_lamblion.demo.task import Batch, Task
+
+
+class Run:
+    """One optimizer on its way through a task.
+
+    - `train_losses[i]` is the loss on batch `i`, before the step that used it.
+    - `held_out[k]` is what `task.evaluate` measured after `held_out_steps[k]` steps.
+    - `step_ms[i]` is the time of step `i` until its loss was known. Compilation is not in it.
+    """
+
+    def __init__(self, name: str, task: Task, tx: optax.GradientTransformation, batch: Batch):
+        self.name = name
+        self.task = task
+        self.train_losses: list[float] = []
+        self.held_out_steps: list[int] = []
+        self.held_out: list[Mapping[str, float]] = []
+        self.step_ms: list[float] = []
+        # Steps donate their parameters, and the task's start is shared by all runs.
+        self.params = jax.tree.map(jnp.copy, task.params)
+        self.state = jax.jit(tx.init)(self.params)
+        self._step = compile_step(task.loss, tx, self.params, self.state, batch)
+
+    def advance(self, batch: Batch) -> None:
+        """Takes one step and waits for it."""
+        start = time.perf_counter()
+        self.params, self.state, loss = self._step(self.params, self.state, batch)
+        jax.block_until_ready((self.params, self.state, loss))
+        self.step_ms.append(1e3 * (time.perf_counter() - start))
+        self.train_losses.append(float(loss))
+
+    def evaluate(self) -> None:
+        """Measures the held-out data."""
+        self.held_out.append(self.task.evaluate(self.params))
+        self.held_out_steps.append(self.steps)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return len(self.train_losses)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of the arrays that the optimizer keeps between steps, all of them."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.state))
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """`state_bytes` for each parameter of the model."""
+        return self.state_bytes / self.task.parameter_count
+
+    @property
+    def median_step_ms(self) -> float:
+        """The median time of a step in milliseconds."""
+        return statistics.median(self.step_ms)
+
+
+def compile_step(
+    loss: Callable[[Any, Batch], jax.Array],
+    tx: optax.GradientTransformation,
+    params: Any,
+    state: Any,
+    batch: Batch,
+) -> Callable:
+    """Compiles a training step that updates `params` and `state` in place, by donation."""
+
+    def step(params, state, batch):
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    return jax.jit(step, donate_argnums=(0, 1)).lower(params, state, batch).compile()
+
+
+class Observer:
+    """Hears how a comparison goes; this one does not care."""
+
+    def compiling(self, name: str) -> None:
+        """The step of optimizer `name` is about to be compiled."""
+
+    def stepped(self, runs: Sequence[Run]) -> None:
+        """Every run took one more step."""
+
+    def evaluated(self, runs: Sequence[Run]) -> None:
+        """Every run was measured on held-out data."""
+
+
+def compare(
+    task: Task,
+    optimizers: Mapping[str, optax.GradientTransformation],
+    *,
+    steps: int,
+    evaluations: int = 16,
+    observer: Observer | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Run]:
+    """Trains `task` with each optimizer for `steps` steps and returns the runs.
+
+    Args:
+      task: The problem. All runs start at its `params`.
+      optimizers: Transformations by the name that results carry.
+      steps: Training steps of each optimizer.
+      evaluations: How often held-out data is measured on the way, the end included.
+      observer: Is told of progress.
+      should_stop: Asked before every step; `True` ends all runs there, evenly and evaluated.
+
+    Returns:
+      One `Run` per optimizer, each with the same number of steps. It is less than `steps`
+      if `should_stop` said so.
+    """
+    observer = observer or Observer()
+    runs = []
+    first_batch = task.batch(0)
+    for name, tx in optimizers.items():
+        if should_stop():
+            return runs
+        observer.compiling(name)
+        runs.append(Run(name, task, tx, first_batch))
+    due = {round(i * steps / evaluations) for i in range(evaluations + 1)}
+    _evaluate(runs, observer)
+    for step in range(steps):
+        if should_stop():
+            break
+        batch = jax.device_put(task.batch(step))
+        for run in runs:
+            run.advance(batch)
+        observer.stepped(runs)
+        if step + 1 in due:
+            _evaluate(runs, observer)
+    _evaluate(runs, observer)
+    return runs
+
+
+def _evaluate(runs: Sequence[Run], observer: Observer) -> None:
+    """Measures all runs, unless they have been measured after this number of steps."""
+    if all(run.held_out_steps[-1:] == [run.steps] for run in runs):
+        return
+    for run in runs:
+        run.evaluate()
+    observer.evaluated(runs)

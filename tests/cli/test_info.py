@@ -1,0 +1,26 @@
+import json
+
+import jax
+
+import optax_lamblion
+
+
+def test_json_names_versions_devices_and_implementations(run_cli):
+    status, out, _ = run_cli("info", "--json")
+    found = json.loads(out)
+    assert status == 0
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["versions"]["optax-lamblion"] == optax_lamblion.__version__
+    assert len(found["devices"]) == jax.local_device_count()
+    assert {row["optimizer"] for row in found["optimizers"]} == {
+        "lion", "lion8bit", "lion32bit", "lamb", "lamb8bit", "lamb32bit",
+    }  # fmt: skip
+    assert all(row["implementation"] and row["reason"] for row in found["optimizers"])
+
+
+def test_tables_say_the_same(run_cli):
+    status, out, _ = run_cli("info")
+    assert status == 0
+    assert jax.__version__ in out
+    assert str(jax.local_devices()[0]) in out
+    assert "lamb8bit" in out

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from optax_lamblion.cli import _output
+
+
+@pytest.fixture
+def table():
+    table = _output.Table("Sizes [of] things", ["name", "bytes", "why"], left=["why"])
+    table.add("a", "10", "small")
+    table.add("longer", "1,000", "[b]big[/b]", dimmed=True)
+    return table
+
+
+def test_plain_tables_are_aligned(table):
+    assert _output.plain_table(table).splitlines() == [
+        "Sizes [of] things",
+        "",
+        "name    bytes  why",
+        "------  -----  ----------",
+        "a          10  small",
+        "longer  1,000  [b]big[/b]",
+    ]
+
+
+def test_pipes_get_plain_tables(table, capsys):
+    _output.print_table(table)
+    assert capsys.readouterr().out == _output.plain_table(table) + "\n"
+
+
+def test_terminals_get_rich_tables_with_the_same_words(table, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _output.print_table(table)
+    out = capsys.readouterr().out
+    assert out != _output.plain_table(table) + "\n"
+    assert all(cell in out for row in table.rows for cell in row)
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    text = _output.to_json({"a": [float("nan"), 1.5], "b": (float("inf"),)})
+    assert json.loads(text) == {"a": [None, 1.5], "b": [None]}

@@ -1,0 +1,197 @@
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from optax_lamblion.cli._interrupt import interruptible
+from optax_lamblion.cli._settings import read_settings
+from optax_lamblion.cli._train import make_task
+from optax_lamblion.demo.compare import Run
+
+PNG = b"\x89PNG\r\n\x1a\n"
+TINY = ["--width", "64", "--layers", "1", "--heads", "2", "--seq-len", "16", "--batch-size", "2"]
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("It was a dark and stormy night. " * 60, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def train(run_cli, book, tmp_path):
+    """Trains a tiny model on a tiny text: `(exit status, stdout, stderr, folder)`."""
+
+    def run(*arguments):
+        output = tmp_path / "runs" / "text"
+        return *run_cli("train", "--text", book, "--output", output, *TINY, *arguments), output
+
+    return run
+
+
+def test_three_steps_leave_a_table_a_plot_and_numbers(train):
+    status, out, _, folder = train("--steps", "3", "--optimizers", "optax.lion,lamb8bit")
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert status == 0
+    assert (folder / "comparison.png").read_bytes().startswith(PNG)
+    assert str(folder / "comparison.png") in out
+    assert "bits/byte" in out
+    assert "(byte frequencies)" in out
+    assert "Text by lamb8bit" in out
+    assert [row["name"] for row in record["optimizers"]] == ["optax.lion", "lamb8bit"]
+    for row in record["optimizers"]:
+        assert row["steps"] == len(row["curves"]["train_loss"]) == 3
+        assert row["curves"]["held_out_steps"] == [0, 1, 2, 3]
+        assert row["held_out"]["loss"] == row["curves"]["held_out"][-1]["loss"] > 0
+        assert row["median_step_ms"] > 0
+        assert row["sample"].startswith("def ")
+    lion, lamb8bit = record["optimizers"]
+    assert lion["bytes_per_parameter"] == pytest.approx(4, abs=1e-3)
+    assert 2 < lamb8bit["bytes_per_parameter"] < 2.2
+    assert record["settings"]["text"]["width"] == 64
+    assert record["versions"]["jax"]
+    assert record["interrupted"] is False
+
+
+def test_runs_repeat_exactly(train):
+    def losses():
+        *_, folder = train("--steps", "2", "--optimizers", "lamb8bit", "--quiet")
+        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        return record["optimizers"][0]["curves"]["train_loss"]
+
+    assert losses() == losses()
+
+
+@pytest.mark.parametrize("data", ["text", "digits"])
+def test_the_seed_decides_parameters_and_batches(data):
+    first, again, other = (
+        make_task(read_settings({"data": data, "seed": seed})) for seed in (3, 3, 4)
+    )
+
+    def same(a, b):
+        return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+    assert same(first.params, again.params)
+    assert same(first.batch(0), again.batch(0))
+    assert not same(first.params, other.params)
+    assert not same(first.batch(0), other.batch(0))
+
+
+def test_quiet_prints_the_table_only(train):
+    status, out, err, _ = train("--steps", "1", "--optimizers", "lion8bit", "--quiet")
+    assert (status, err) == (0, "")
+    assert out.startswith("Byte-level transformer")
+    assert out.rstrip().splitlines()[-1].startswith("(byte frequencies)")
+
+
+def test_digits_report_accuracy(run_cli, tmp_path):
+    status, out, _ = run_cli(
+        "train", "--data", "digits", "--steps", "3", "--optimizers", "lion8bit", "--output",
+        tmp_path,
+    )  # fmt: skip
+    record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert status == 0
+    assert "accuracy" in out
+    assert "(class frequencies)" in out
+    assert 0 < record["optimizers"][0]["held_out"]["accuracy"] <= 1
+    assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
+
+
+def test_terminals_get_progress_bars(train, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    status, out, _, _ = train("--steps", "2", "--optimizers", "lion8bit")
+    assert status == 0
+    assert "2/2" in out
+    assert "held-out" in out
+
+
+def test_a_diverged_run_is_still_reported(train):
+    arguments = ["--optimizers", "optax.lion,lion8bit", "--learning-rate", "optax.lion=1e30"]
+    status, out, _, folder = train("--steps", "4", "--quiet", *arguments)
+    assert status == 0
+    assert (folder / "comparison.png").read_bytes().startswith(PNG)
+    assert json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert "optax.lion" in out
+
+
+def test_ctrl_c_writes_what_has_been_measured(train, monkeypatch):
+    advance = Run.advance
+
+    def interrupted(run, batch):
+        advance(run, batch)
+        if run.name == "lion8bit" and run.steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "advance", interrupted)
+    before = signal.getsignal(signal.SIGINT)
+    status, out, err, folder = train("--steps", "1000", "--optimizers", "lion8bit,lion32bit")
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert status == 130
+    assert "Ctrl-C again" in err
+    assert "Stopped early" in out
+    assert record["interrupted"] is True
+    assert [row["steps"] for row in record["optimizers"]] == [3, 3]
+    assert (folder / "comparison.png").read_bytes().startswith(PNG)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_before_the_first_step_says_so(train, monkeypatch):
+    start = Run.__init__
+
+    def interrupted(run, *args):
+        start(run, *args)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "__init__", interrupted)
+    status, _, err, folder = train("--steps", "5", "--optimizers", "lion8bit,lion32bit")
+    assert status == 130
+    assert "before the first step" in err.lower()
+    assert not (folder / "comparison.png").exists()
+
+
+def test_a_second_ctrl_c_insists():
+    with interruptible() as should_stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert should_stop()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["--optimizers", "lion4bit"], "Choose from: optax.lion"),
+        (["--width", "60", "--heads", "8"], "multiple of 16, such as 64"),
+        (["--seq-len", "500"], "use `--seq-len"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--text", "nowhere.txt"], "Give the path of a readable file"),
+        (["--data", "digits"], "needs `--data text`"),
+        (["--steps", "few"], "invalid int value"),
+        (["--output", "{book}"], "`--output DIR`"),
+    ],
+)
+def test_wrong_input_says_what_to_type(train, book, arguments, remedy):
+    status, _, err, _ = train(*(argument.format(book=book) for argument in arguments))
+    assert status == 2
+    assert remedy in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_the_default_run_learns_within_four_minutes(run_cli, tmp_path):
+    start = time.monotonic()
+    status, _, _ = run_cli("train", "--output", tmp_path, "--quiet")
+    seconds = time.monotonic() - start
+    record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    loss = {row["name"]: row["held_out"]["loss"] for row in record["optimizers"]}
+    assert status == 0
+    assert all(value < record["baseline"]["loss"] - 1 for value in loss.values())
+    # Seen: 0.002 for Lion and 0.008 for LAMB. The rest allows for other machines and versions.
+    assert loss["lion8bit"] == pytest.approx(loss["optax.lion"], abs=0.03)
+    assert loss["lamb8bit"] == pytest.approx(loss["optax.lamb"], abs=0.03)
+    assert seconds < 240, "the machine is slower than two cores, or not idle"

@@ -1,0 +1,225 @@
+"""Every argument that is accepted does something, and the signatures say the same everywhere."""
+
+import dataclasses
+import functools
+import inspect
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_lamblion
+from optax_lamblion import StateOptions
+from tests.optimizers import problem
+from tests.variants import VARIANTS, every
+
+LION_DEFAULTS = dict(learning_rate=1e-4, b1=0.9, b2=0.99, weight_decay=0.0)
+LAMB_DEFAULTS = dict(learning_rate=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """Another value of one argument, and where it shows: in the updates or in what is stored."""
+
+    argument: str
+    value: Any
+    shows_in: str
+    bits: tuple[int, ...] = (8, 32)
+    label: str = ""
+
+
+def option(field, value, label="", bits=(8,)):
+    return Change("options", StateOptions(**{field: value}), "state", bits, f"{field}{label}")
+
+
+CHANGES = (
+    Change("learning_rate", 0.5, "updates"),
+    Change("b1", 0.3, "updates"),
+    Change("b2", 0.7, "updates"),
+    Change("eps", 0.1, "updates"),
+    Change("weight_decay", 0.3, "updates"),
+    Change(
+        "weight_decay",
+        lambda count: 0.1 * jnp.exp2(-count.astype(float)),
+        "updates",
+        label="schedule",
+    ),
+    Change("mask", {"rows": False, "small": True}, "updates", label="tree"),
+    Change("mask", lambda p: jax.tree.map(lambda x: x.ndim < 2, p), "updates", label="function"),
+    Change("bias_correction", False, "updates"),
+    Change("amsgrad", True, "updates"),
+    Change("adam_w_mode", False, "updates"),
+    Change("max_unorm", 0.1, "updates"),
+    Change("trust_clip", (0.0, 0.5), "updates"),
+    Change("bits", 8, "state", (32,)),
+    Change("min_8bit_size", 33, "state", (8,)),
+    Change("block_wise", False, "state", (8,)),
+    Change("percentile_clipping", 5, "updates"),
+    option("block_size", 128),
+    option("codec", "dynamic", "-dynamic"),
+    option("codec", "linear", "-linear"),
+    option("min_8bit_size", 33),
+    option("keep_32bit", lambda path: path == "rows", "-predicate"),
+    option("keep_32bit", {"rows": True, "small": False}, "-tree"),
+    option("keep_32bit", True, "-prefix"),
+)
+
+
+def observe(v, **arguments):
+    """Updates and state of a few steps whose gradients grow, so that clipping has work to do."""
+    tx = v(**arguments)
+    p = problem.params(only=problem.FEW)
+    state = tx.init(p)
+    seen = []
+    for step in (1, 2, 3):
+        g = jax.tree.map(lambda x, s=step: x * s**2, problem.grads(step, only=problem.FEW))
+        updates, state = tx.update(g, state, p)
+        seen.append(updates)
+    return {"updates": seen, "state": (state.mu, state.mu_absmax)}
+
+
+@functools.cache
+def baseline(v):
+    """What the variant does with its own arguments."""
+    return observe(v)
+
+
+def differ(a, b):
+    """Whether any array of two trees differs in dtype, shape or content."""
+    a, b = jax.tree.leaves(a), jax.tree.leaves(b)
+    return len(a) != len(b) or any(
+        x.dtype != y.dtype or not np.array_equal(x, y) for x, y in zip(a, b, strict=True)
+    )
+
+
+def cases():
+    for v in VARIANTS:
+        accepted = inspect.signature(v.factory).parameters
+        for change in CHANGES:
+            if change.argument in accepted and v.bits in change.bits:
+                label = "-".join(filter(None, (v.name, change.argument, change.label)))
+                yield pytest.param(v, change, id=label)
+
+
+@pytest.mark.parametrize(("v", "change"), list(cases()))
+def test_argument_changes_the_result(v, change):
+    after = observe(v, **{change.argument: change.value})
+    assert differ(baseline(v)[change.shows_in], after[change.shows_in])
+
+
+def test_every_argument_is_in_the_table():
+    tested = {change.argument for change in CHANGES}
+    for v in VARIANTS:
+        assert set(inspect.signature(v.factory).parameters) <= tested, v.name
+
+
+def test_every_option_is_in_the_table():
+    tested = {c.label.split("-")[0] for c in CHANGES if c.argument == "options"}
+    fields = {field.name for field in dataclasses.fields(StateOptions)}
+    # There is one implementation so far: naming it changes nothing, see below.
+    assert fields == tested | {"implementation"}
+
+
+@every()
+def test_naming_the_implementation_that_none_picks_changes_nothing(v):
+    named = observe(v, options=StateOptions(implementation="xla"))
+    assert not differ(named, baseline(v))
+
+
+@every(lambda v: v.bits == 32)
+def test_options_of_8_bits_are_accepted_in_32(v):
+    """So that variants can be exchanged; there is nothing for them to act on."""
+    options = StateOptions(block_size=64, codec="linear", min_8bit_size=0)
+    assert not differ(observe(v, min_8bit_size=0, options=options), baseline(v))
+    assert not differ(observe(v, block_wise=False), baseline(v))
+
+
+# ------------------------------------------------------------------------------- signatures
+
+
+def parameters(name):
+    return inspect.signature(getattr(optax_lamblion, name)).parameters
+
+
+@pytest.mark.parametrize("family", ["lion", "lamb"])
+@pytest.mark.parametrize(
+    ("variant", "fixed"),
+    [("{}8bit", {"bits"}), ("{}32bit", {"bits"}), ("scale_by_{}", {"learning_rate"})],
+)
+def test_variants_have_their_parent_s_signature(family, variant, fixed):
+    if variant == "scale_by_{}" and family == "lion":
+        fixed = fixed | {"weight_decay", "mask"}  # decoupled from the direction
+    parent = {name: p for name, p in parameters(family).items() if name not in fixed}
+    child = dict(parameters(variant.format(family)))
+    assert list(child) == list(parent)
+    assert child == parent  # names, kinds, defaults and annotations
+
+
+@pytest.mark.parametrize(("family", "defaults"), [("lion", LION_DEFAULTS), ("lamb", LAMB_DEFAULTS)])
+def test_defaults_are_the_documented_ones(family, defaults):
+    found = {name: p.default for name, p in parameters(family).items()}
+    assert {name: found[name] for name in defaults} == defaults
+    off = dict(mask=None, bits=None, min_8bit_size=None, block_wise=True, percentile_clipping=None)
+    off |= dict(options=None)
+    if family == "lamb":
+        off |= dict(bias_correction=True, amsgrad=False, adam_w_mode=True)
+        off |= dict(max_unorm=None, trust_clip=None)
+    assert found == {**defaults, **off}
+
+
+@pytest.mark.parametrize("family", ["lion", "lamb"])
+def test_only_optax_s_arguments_are_positional(family):
+    positional = [
+        name
+        for name, p in parameters(family).items()
+        if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+    ]
+    expected = {"lion": LION_DEFAULTS, "lamb": LAMB_DEFAULTS}[family]
+    assert positional == [*expected, "mask"]
+
+
+def test_state_options_have_the_documented_defaults():
+    assert dataclasses.asdict(StateOptions()) == dict(
+        block_size=256, codec="power", min_8bit_size=4096, keep_32bit=None, implementation=None
+    )
+
+
+@pytest.mark.parametrize(
+    "explicit",
+    [
+        dict(min_8bit_size=4096),
+        dict(options=StateOptions()),
+        dict(percentile_clipping=None),
+        dict(percentile_clipping=100),
+        dict(block_wise=True),
+        dict(mask=True),
+    ],
+    ids=lambda d: next(iter(d)),
+)
+@every(lambda v: v.bits == 8)
+def test_none_means_what_is_documented(v, explicit):
+    assert not differ(observe(v, **explicit), baseline(v))
+
+
+@every(lambda v: v.name in ("lion", "lamb"))
+@pytest.mark.parametrize("bits", [8, 32, None])
+def test_bits_select_the_variant(v, bits):
+    (variant,) = (w for w in VARIANTS if w.name == f"{v.name}{bits or 32}bit")
+    assert not differ(observe(v, bits=bits), baseline(variant))
+
+
+@pytest.mark.parametrize("family", ["lion", "lamb"])
+def test_building_blocks_give_the_direction(family):
+    """The step is minus the learning rate times the direction."""
+    (v,) = (v for v in VARIANTS if v.name == f"{family}8bit")
+    decay = {} if family == "lion" else dict(weight_decay=v.kwargs["weight_decay"])
+    block = getattr(optax_lamblion, f"scale_by_{family}")(bits=8, **decay)
+    whole = v(weight_decay=decay.get("weight_decay", 0.0))
+    p, g = problem.params(), problem.grads()
+    direction, state = block.update(g, block.init(p), p)
+    updates, expected = whole.update(g, whole.init(p), p)
+    problem.assert_equal(state, expected)
+    step = jax.tree.map(lambda x: -v.kwargs["learning_rate"] * x, direction)
+    problem.assert_near(step, updates, rtol=1e-6)

@@ -1,0 +1,161 @@
+"""What is shipped, and who may import whom."""
+
+import ast
+import importlib
+import importlib.metadata
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import optax_lamblion
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("optax_lamblion", "pallas_kernels")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+EXTRAS = ("demo", "gpu", "notebooks", "tests", "triton")
+
+DEFERRED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)  # their bodies run when called
+
+
+@pytest.fixture(scope="module")
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def requirements(lines):
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path, at_import_time=False):
+    """Absolute names of the modules that a file imports, as written, `from a import b` as `a.b`.
+
+    `at_import_time` leaves out what only runs inside a function or under `TYPE_CHECKING`.
+    """
+    package = path.relative_to(ROOT).parent.parts
+    found = []
+
+    def visit(node):
+        if isinstance(node, ast.Import):
+            found.extend(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            base += [node.module] if node.module else []
+            found.extend(".".join([*base, alias.name]) for alias in node.names)
+        if at_import_time and isinstance(node, DEFERRED):
+            return
+        condition = ast.unparse(node.test) if isinstance(node, ast.If) else ""
+        if at_import_time and "TYPE_CHECKING" in condition:
+            return
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(), str(path)))
+    return found
+
+
+def top_level(names):
+    return {name.split(".")[0] for name in names}
+
+
+def test_the_version_is_written_once(pyproject):
+    assert "version" in pyproject["project"]["dynamic"]
+    assert "version" not in pyproject["project"]
+    source = pyproject["tool"]["hatch"]["version"]["path"]
+    assert re.findall(r'^__version__ = "(.+)"$', (ROOT / source).read_text(), re.MULTILINE) == [
+        optax_lamblion.__version__
+    ]
+
+
+def test_the_installed_version_is_the_source_version():
+    try:
+        installed = importlib.metadata.version("optax-lamblion")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("runs from the source tree, not installed")
+    assert installed == optax_lamblion.__version__
+
+
+def test_the_core_needs_only_jax_numpy_and_optax(pyproject):
+    core = requirements(pyproject["project"]["dependencies"])
+    assert set(core) == {"jax", "numpy", "optax"}
+    assert core["jax"].specifier == Requirement("jax>=0.11.2").specifier
+
+
+def test_every_extra_can_be_installed_by_name(pyproject):
+    extras = pyproject["project"]["optional-dependencies"]
+    assert tuple(sorted(extras)) == EXTRAS
+    for extra, lines in extras.items():
+        needed = requirements(lines)
+        assert canonicalize_name(extra) == extra
+        assert needed, f"extra {extra} is empty"
+        # An extra may include another one of this package, not itself.
+        own = needed.get("optax-lamblion")
+        assert own is None or own.extras <= set(extras) - {extra}
+    assert requirements(extras["gpu"])["jax"].extras == {"cuda13"}
+
+
+def test_the_console_script_exists(pyproject):
+    assert pyproject["project"]["scripts"] == {"optax-lamblion": "optax_lamblion.cli:main"}
+    assert callable(importlib.import_module("optax_lamblion.cli").main)
+
+
+def test_python_versions_agree(pyproject):
+    assert pyproject["project"]["requires-python"] == ">=3.12"
+    assert pyproject["tool"]["ruff"]["target-version"] == "py312"
+    assert pyproject["tool"]["pyright"]["pythonVersion"] == "3.12"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_typed_and_shipped(pyproject, package):
+    assert (ROOT / package / "py.typed").is_file()
+    assert package in pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+
+def test_imports_point_one_way():
+    """notebooks, tests -> optax_lamblion -> pallas_kernels -> jax."""
+    for path in SOURCES:
+        above = {"tests", "notebooks"}
+        if relative(path).startswith("pallas_kernels/"):
+            above |= {"optax_lamblion", "optax", "flax"}
+        assert not top_level(imports(path)) & above, relative(path)
+
+
+def test_the_library_imports_only_core_dependencies():
+    core = {"jax", "numpy", "optax", *PACKAGES, *sys.stdlib_module_names}
+    for path in SOURCES:
+        if not relative(path).startswith(("optax_lamblion/cli/", "optax_lamblion/demo/")):
+            assert top_level(imports(path, at_import_time=True)) <= core, relative(path)
+
+
+def test_jax_triton_is_imported_only_when_asked_for():
+    for path in SOURCES:
+        assert "jax_triton" not in top_level(imports(path, at_import_time=True)), relative(path)
+
+
+@pytest.mark.parametrize("module", ["rules", "codecs"])
+def test_arithmetic_imports_jax_numpy_only(module):
+    """So that a kernel body can call it."""
+    names = imports(ROOT / "pallas_kernels" / f"{module}.py")
+    outside = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
+    assert all(re.match(r"jax\.numpy\b|pallas_kernels\.(rules|codecs)\b", name) for name in outside)
+
+
+def test_the_library_and_all_commands_but_train_work_without_extras():
+    script = """
+        import sys
+        for name in ("flax", "jax_triton", "matplotlib", "orbax", "rich", "sklearn"):
+            sys.modules[name] = None  # importing it raises ImportError
+        import optax_lamblion, pallas_kernels
+        from optax_lamblion.cli import _bench, _info, _memory
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True)
