@@ -13,15 +13,19 @@ from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimi
 
 DEFAULT_OPTIMIZERS = "optax.lion,lion8bit,optax.lamb,lamb8bit"
 _BATCH_SIZES = {"text": 16, "digits": 64}
-_STEPS = {"text": 400, "digits": 200}
+_STEPS = {"text": 300, "digits": 200}
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """The options that only the text model has. `text` is the user's own file, if any."""
+    """The options that only the text model has.
+
+    `text` is the user's own file, if any. Without a `prompt`, samples start with `def ` for Python
+    and with held-out text for the user's own.
+    """
 
     text: Path | None = None
-    prompt: str = "def "
+    prompt: str | None = None
     seq_len: int = 64
     width: int = 128
     layers: int = 2
@@ -68,13 +72,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(name, f"{summary}; text only", default and repr(default), **kwargs)
 
     add("--data", "what to learn", "text", choices=list(_BATCH_SIZES))
-    add("--steps", "training steps of each optimizer", "400; digits: 200", type=int, metavar="N")
+    add("--steps", "training steps of each optimizer", "300; digits: 200", type=int, metavar="N")
     add("--batch-size", "examples in a step", "16; digits: 64", type=int, metavar="N")
     add("--seed", "decides the initial parameters and the batches", "0", type=int, metavar="N")
     add_text_only(
         "--text", "learn this file, not Python's standard library", type=Path, metavar="FILE"
     )
-    add_text_only("--prompt", "what samples of generated text start with", metavar="TEXT")
+    add_text_only(
+        "--prompt",
+        "what samples of generated text start with, if not `def ` or held-out text of the FILE",
+        metavar="TEXT",
+    )
     add_text_only("--seq-len", "bytes of context", type=int, metavar="N")
     add_text_only("--width", "features of the transformer", type=int, metavar="N")
     add_text_only("--layers", "blocks of the transformer", type=int, metavar="N")

@@ -85,11 +85,14 @@ def make_task(settings: TrainSettings) -> Task:
         heads=options.heads,
         seq_len=options.seq_len,
     )
-    corpus = text.text_file(options.text) if options.text else text.python_sources()
+    if options.text:
+        corpus, usual_prompt = text.text_file(options.text), None
+    else:
+        corpus, usual_prompt = text.python_sources(), "def "
     return text_task(
         corpus,
         config,
         batch_size=settings.batch_size,
         seed=settings.seed,
-        prompt=options.prompt,
+        prompt=usual_prompt if options.prompt is None else options.prompt,
     )

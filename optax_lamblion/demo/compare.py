@@ -107,7 +107,7 @@ def compare(
     optimizers: Mapping[str, optax.GradientTransformation],
     *,
     steps: int,
-    evaluations: int = 16,
+    evaluations: int = 15,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Run]:

@@ -28,10 +28,10 @@ def text_task(
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
     text.check_length(corpus, config.seq_len)
+    prompt_bytes = _prompt_bytes(corpus, prompt)
     graphdef, params = nnx.split(Transformer(config, rngs=nnx.Rngs(seed)), nnx.Param)
     held_out = corpus.held_out_windows(_HELD_OUT_WINDOWS, config.seq_len)
     unigram = corpus.unigram_loss(held_out)
-    prompt_bytes = _prompt_bytes(corpus, prompt)
 
     def loss(params, windows):
         logits = nnx.merge(graphdef, params)(windows[:, :-1])

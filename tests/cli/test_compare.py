@@ -48,6 +48,12 @@ def test_all_runs_start_alike_and_see_the_same_batches(task):
     np.testing.assert_array_equal(optax_lion.train_losses, lion.train_losses)
 
 
+def test_runs_repeat_exactly(task):
+    first, again = (compare(task, chains("lamb8bit", 5), steps=5)[0] for _ in range(2))
+    assert first.train_losses == again.train_losses
+    assert first.held_out == again.held_out
+
+
 def test_the_start_survives_donation(task):
     compare(task, chains("lion8bit", 2), steps=2)
     assert float(task.params["w"][0, 0]) == np.float32(0.1)

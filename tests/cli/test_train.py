@@ -34,7 +34,9 @@ def train(run_cli, book, tmp_path):
     return run
 
 
-def test_three_steps_leave_a_table_a_plot_and_numbers(train):
+def test_three_steps_leave_a_table_a_plot_and_numbers(train, book):
+    whole = book.read_text(encoding="utf-8")
+    held_out = whole[len(whole) - len(whole) // 10 :]
     status, out, _, folder = train("--steps", "3", "--optimizers", "optax.lion,lamb8bit")
     record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert status == 0
@@ -49,22 +51,13 @@ def test_three_steps_leave_a_table_a_plot_and_numbers(train):
         assert row["curves"]["held_out_steps"] == [0, 1, 2, 3]
         assert row["held_out"]["loss"] == row["curves"]["held_out"][-1]["loss"] > 0
         assert row["median_step_ms"] > 0
-        assert row["sample"].startswith("def ")
+        assert row["sample"].startswith(held_out[:16])
     lion, lamb8bit = record["optimizers"]
     assert lion["bytes_per_parameter"] == pytest.approx(4, abs=1e-3)
     assert 2 < lamb8bit["bytes_per_parameter"] < 2.2
     assert record["settings"]["text"]["width"] == 64
     assert record["versions"]["jax"]
     assert record["interrupted"] is False
-
-
-def test_runs_repeat_exactly(train):
-    def losses():
-        *_, folder = train("--steps", "2", "--optimizers", "lamb8bit", "--quiet")
-        record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return record["optimizers"][0]["curves"]["train_loss"]
-
-    assert losses() == losses()
 
 
 @pytest.mark.parametrize("data", ["text", "digits"])
@@ -80,6 +73,15 @@ def test_the_seed_decides_parameters_and_batches(data):
     assert same(first.batch(0), again.batch(0))
     assert not same(first.params, other.params)
     assert not same(first.batch(0), other.batch(0))
+
+
+def test_a_prompt_starts_the_samples(train):
+    arguments = ["--steps", "1", "--optimizers", "optax.lion"]
+    _, out, _, _ = train(*arguments, "--prompt", "Once upon")
+    assert "    | Once upon" in out
+    status, _, err, _ = train(*arguments, "--prompt", "")
+    assert status == 2
+    assert "prompt is empty" in err
 
 
 def test_quiet_prints_the_table_only(train):
@@ -124,12 +126,12 @@ def test_ctrl_c_writes_what_has_been_measured(train, monkeypatch):
 
     def interrupted(run, batch):
         advance(run, batch)
-        if run.name == "lion8bit" and run.steps == 3:
+        if run.name == "optax.lion" and run.steps == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Run, "advance", interrupted)
     before = signal.getsignal(signal.SIGINT)
-    status, out, err, folder = train("--steps", "1000", "--optimizers", "lion8bit,lion32bit")
+    status, out, err, folder = train("--steps", "1000", "--optimizers", "optax.lion,optax.adamw")
     record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert status == 130
     assert "Ctrl-C again" in err
@@ -148,7 +150,7 @@ def test_ctrl_c_before_the_first_step_says_so(train, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(Run, "__init__", interrupted)
-    status, _, err, folder = train("--steps", "5", "--optimizers", "lion8bit,lion32bit")
+    status, _, err, folder = train("--steps", "5", "--optimizers", "optax.lion,optax.adamw")
     assert status == 130
     assert "before the first step" in err.lower()
     assert not (folder / "comparison.png").exists()
@@ -191,7 +193,7 @@ def test_the_default_run_learns_within_four_minutes(run_cli, tmp_path):
     loss = {row["name"]: row["held_out"]["loss"] for row in record["optimizers"]}
     assert status == 0
     assert all(value < record["baseline"]["loss"] - 1 for value in loss.values())
-    # Seen: 0.002 for Lion and 0.008 for LAMB. The rest allows for other machines and versions.
+    # Seen: 0.001 for both (0.008 for LAMB with other settings). The rest allows for other machines.
     assert loss["lion8bit"] == pytest.approx(loss["optax.lion"], abs=0.03)
     assert loss["lamb8bit"] == pytest.approx(loss["optax.lamb"], abs=0.03)
     assert seconds < 240, "the machine is slower than two cores, or not idle"

@@ -126,7 +126,8 @@ def test_schedules_are_computed_with_in_float32_whatever_they_return(v, scalar, 
     p, g = (f(dtype=leaf, only=problem.FEW) for f in (problem.params, problem.grads))
     expected_tx = v(**numbers)
     expected = expected_tx.update(g, expected_tx.init(p), p)
-    tx = v(**{k: constant(x, scalar) for k, x in numbers.items()})
+    mask = dict.fromkeys(problem.FEW, jnp.asarray(True))  # arrays, multiplied with the decay
+    tx = v(mask=mask, **{k: constant(x, scalar) for k, x in numbers.items()})
     found = tx.update(g, tx.init(p), p)
     # A relative error of 2**-8, the precision of bfloat16, would show.
     problem.assert_near(found, expected, rtol=1e-5 if leaf == jnp.float32 else 2**-7)

@@ -11,7 +11,6 @@ from tests.variants import every
 
 SHAPES = {
     "empty": (0,),
-    "empty_matrix": (3, 0),
     "scalar": (),
     "one": (1,),
     "block_minus_one": (255,),

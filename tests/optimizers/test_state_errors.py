@@ -70,7 +70,7 @@ LEAVES = [
     ),
     case(
         "gradient of another shape",
-        lambda: step(lion8bit(), lion8bit(), grads=tree(w=jnp.ones((32, 256)))),
+        lambda: step(lion8bit(), lion8bit(), tree(w=jnp.ones((32, 256))), params=None),
         ValueError, "'layer/w'", "(16, 256)", "(32, 256)", MAKE_NEW,
     ),
     case(

@@ -62,11 +62,11 @@ def test_mask_can_be_static_under_inject_hyperparams(v):
 
 @every()
 def test_options_and_clipping_pass_through_inject_hyperparams(v):
-    options = StateOptions(block_size=64, min_8bit_size=33)
+    options = StateOptions(block_size=64, min_8bit_size=100)
     tx = optax.inject_hyperparams(v.factory)(
         **v.kwargs, options=options, block_wise=True, percentile_clipping=5
     )
-    p, g = problem.params(only=problem.FEW), problem.grads(only=problem.FEW)
+    p, g = problem.params(only=("rows",)), problem.grads(only=("rows",))
     updates, state = jax.jit(tx.update)(g, jax.jit(tx.init)(p), p)
     own = v(options=options, percentile_clipping=5)
     expected = own.update(g, own.init(p), p)
@@ -75,17 +75,17 @@ def test_options_and_clipping_pass_through_inject_hyperparams(v):
 
 @every(lambda v: "multisteps" in v.can)
 def test_multi_steps_takes_one_step_with_the_mean_gradient(v):
-    own, own_update = problem.compiled(v)
+    own = v()
     tx = optax.MultiSteps(own, every_k_schedule=2)
-    p = problem.params()
-    g1, g2 = problem.grads(1), problem.grads(2)
+    p = problem.params(only=problem.FEW)
+    g1, g2 = (problem.grads(step, only=problem.FEW) for step in (1, 2))
     with jax.numpy_dtype_promotion("standard"):  # MultiSteps itself needs it
         update = problem.jit_update(tx)
         first, state = update(g1, tx.init(p), p)
         second, state = update(g2, state, p)
     assert all(not np.any(u) for u in jax.tree.leaves(first))
     mean = jax.tree.map(lambda x, y: (x + y) / 2, g1, g2)
-    expected = own_update(mean, own.init(p), p)
+    expected = own.update(mean, own.init(p), p)
     problem.assert_near((second, inner(state)), expected, rtol=1e-5)
 
 
@@ -131,27 +131,26 @@ def test_partition_gives_each_optimizer_its_leaves(v):
 
 @every()
 def test_apply_if_finite_rejects_the_whole_step(v):
-    own, own_update = problem.compiled(v)
+    own = v()
     tx = optax.apply_if_finite(own, max_consecutive_errors=5)
-    p, g = problem.params(), problem.grads()
+    p, g = problem.params(only=problem.FEW), problem.grads(only=problem.FEW)
     update, state = problem.jit_update(tx), tx.init(p)
     updates, after = update({**g, "small": g["small"].at[3].set(jnp.nan)}, state, p)
     problem.assert_equal(updates, jax.tree.map(jnp.zeros_like, p))
     problem.assert_equal(inner(after), inner(state))
     updates, after = update(g, after, p)
-    problem.assert_near((updates, inner(after)), own_update(g, own.init(p), p), rtol=1e-6)
+    problem.assert_near((updates, inner(after)), own.update(g, own.init(p), p), rtol=1e-6)
 
 
 @every()
 def test_chain_composes(v):
     """Clipping before, scaling after: what is in between sees the clipped gradient."""
-    tx = optax.chain(optax.clip_by_global_norm(1.0), v(), optax.scale(0.5))
-    p, g = problem.params(), problem.grads()
+    own = v()
+    tx = optax.chain(optax.clip_by_global_norm(1.0), own, optax.scale(0.5))
+    p, g = problem.params(only=problem.FEW), problem.grads(only=problem.FEW)
     updates, state = jax.jit(tx.update)(g, tx.init(p), p)
     norm = optax.tree.norm(g)
-    expected, own_state = problem.compiled(v)[1](
-        jax.tree.map(lambda x: x / norm, g), v().init(p), p
-    )
+    expected, own_state = own.update(jax.tree.map(lambda x: x / norm, g), own.init(p), p)
     half = jax.tree.map(lambda x: 0.5 * x, expected)
     problem.assert_near((updates, inner(state)), (half, own_state), rtol=1e-5)
 
