@@ -32,7 +32,7 @@ LAMB_MODES = {
 
 
 def cases(among=lambda mode: True):
-    """Factories of the variants with fixed bits, in every mode of their family that acts on them."""
+    """Factories of the variants with fixed bits, in every mode that acts on them."""
     out = []
     for v in (v for v in VARIANTS if v.name.endswith("bit")):
         modes = {**MODES, **(LAMB_MODES if v.family == "lamb" else {})}
