@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from optax_lamblion import _clipping
 from optax_lamblion._options import StateOptions, check_min_8bit_size
@@ -65,7 +66,8 @@ def check_settings(c):
 
 
 def _check_value(name, value):
-    if isinstance(value, bool) or not (
+    # A dtype in the wrong place is a class, which looks like a schedule and can be called like one.
+    if isinstance(value, bool | type | np.dtype) or not (
         is_number(value) or callable(value) or hasattr(value, "dtype")
     ):
         raise TypeError(f"`{name}` must be a number or a schedule, got {value!r}.")
@@ -80,7 +82,11 @@ def _check_not_negative(name, value):
 def _check_trust_clip(trust_clip):
     if trust_clip is None:
         return
-    if not isinstance(trust_clip, tuple | list) or len(trust_clip) != 2:
+    if (
+        not isinstance(trust_clip, tuple | list)
+        or len(trust_clip) != 2
+        or not all(is_number(x) or hasattr(x, "dtype") for x in trust_clip)
+    ):
         raise TypeError(f"`trust_clip` must be a pair such as `(0.1, 10.0)`, got {trust_clip!r}.")
     low, high = trust_clip
     if is_number(low) and is_number(high) and not 0 <= low <= high:
@@ -93,6 +99,25 @@ def check_state(c, state, clipping):
         raise TypeError(
             f"`update` needs the `{c.state_type.__name__}` that `tx.init(params)` returns, got "
             f"{type(state).__name__}."
+        )
+    names = [slot.name for slot in c.rule.slots]
+    if "nu_max" not in names and getattr(state, "nu_max", None) is not None:
+        raise ValueError(
+            "The state has a `nu_max`, which this optimizer does not keep. Build it with "
+            "`amsgrad=True`, or make a new state with `tx.init(params)`."
+        )
+    if not clipping and state.gnorm_history is not None:
+        raise ValueError(
+            "The state has a `gnorm_history`, which this optimizer does not keep. Build it with "
+            "`percentile_clipping`, or make a new state with `tx.init(params)`."
+        )
+    if (c.bits == 8) != (state.mu_absmax is not None):
+        raise ValueError(
+            "The state is from an 8-bit optimizer, and this one is 32-bit. Build it with `bits=8`, "
+            "or make a new state with `tx.init(params)`."
+            if c.bits != 8
+            else "The state is from a 32-bit optimizer, and this one is 8-bit. Make a new state "
+            "with `tx.init(params)`, or build this one with `bits=32`."
         )
     for slot in c.rule.slots:
         if getattr(state, slot.name) is None:
@@ -113,4 +138,22 @@ def check_gradient(name, g):
         raise TypeError(
             f"Gradient {name!r} has dtype {g.dtype}; optimizers here need floating-point "
             "gradients. Leave it out with `optax.masked` or `optax.partition`."
+        )
+
+
+def check_learning_rate(name, learning_rate):
+    """Raises `TypeError` for None, which only a building block may have."""
+    if learning_rate is None:
+        raise TypeError(
+            "`learning_rate` must be a number or a schedule, got None. For the direction alone use "
+            f"`scale_by_{name}`."
+        )
+
+
+def check_param(name, g, p):
+    """Raises `ValueError` unless parameter and gradient have the same shape."""
+    if p is not None and p.shape != g.shape:
+        raise ValueError(
+            f"Parameter {name!r} has shape {p.shape}, but its gradient has {g.shape}. Call "
+            "`tx.update(grads, state, params)` with the parameters that the gradients are of."
         )

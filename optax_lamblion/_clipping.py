@@ -14,19 +14,17 @@ import optax
 HISTORY = 100
 
 
-def check_percentile(percentile):
+def check_percentile(percentile, name="percentile_clipping"):
     """Raises unless it is None, a whole number from 0 to 100, or a traced value."""
     if percentile is None or isinstance(percentile, jax.Array):
         return
     if isinstance(percentile, bool) or not isinstance(percentile, int):
         raise TypeError(
-            f"`percentile_clipping` must be an int from 0 to 100, got {percentile!r}. For the "
+            f"`{name}` must be an int from 0 to 100, got {percentile!r}. For the "
             "fifth percentile pass 5, to switch clipping off pass None."
         )
     if not 0 <= percentile <= 100:
-        raise ValueError(
-            f"`percentile_clipping` must be from 0 to 100, got {percentile}. None and 100 are off."
-        )
+        raise ValueError(f"`{name}` must be from 0 to 100, got {percentile}. None and 100 are off.")
 
 
 def squared_norm(g):
@@ -38,9 +36,11 @@ def squared_norm(g):
 
 def record(history, squared, count, percentile):
     """Takes the squared norm of step `count` in: `(history, scale)` for the gradient."""
-    history = jnp.where(
-        count == 1, jnp.full_like(history, squared), history.at[count % HISTORY].set(squared)
-    )
+    # A norm of 0 says nothing about the next one: it is that of a leaf without gradient yet, or of
+    # a gradient that overflowed. Recorded, it would clip the gradients after it to nothing.
+    first = jnp.max(history) == 0
+    recorded = jnp.where(first, squared, history.at[count % HISTORY].set(squared))
+    history = jnp.where(squared > 0, recorded, history)
     ranked = jnp.sort(history)[jnp.clip(percentile, 0, HISTORY - 1)]
     clipped = squared > ranked
     scale = jnp.sqrt(ranked) / jnp.sqrt(jnp.where(clipped, squared, 1))
@@ -94,7 +94,7 @@ def clip_by_percentile(percentile=5, *, scope="tensor"):
       >>> updates["w"]
       Array([-0.3, -0.4], dtype=float32)
     """
-    check_percentile(percentile)
+    check_percentile(percentile, "percentile")
     if percentile is None:
         raise TypeError("`percentile` must be an int from 0 to 100, got None.")
     if scope not in ("tensor", "global"):

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from optax_lamblion._checks import check_learning_rate
 from optax_lamblion._options import StateOptions
 from optax_lamblion._state import LambState
 from optax_lamblion._transform import Settings, make
@@ -102,29 +103,32 @@ def lamb(
       You et al., `Large Batch Optimization for Deep Learning: Training BERT in 76 minutes
       <https://arxiv.org/abs/1904.00962>`_, 2020, Algorithm 2.
     """
+    check_learning_rate("lamb", learning_rate)
+    return _build(
+        amsgrad,
+        learning_rate=learning_rate,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        mask=mask,
+        adam_w_mode=adam_w_mode,
+        bias_correction=bias_correction,
+        max_unorm=max_unorm,
+        trust_clip=trust_clip,
+        bits=bits,
+        min_8bit_size=min_8bit_size,
+        block_wise=block_wise,
+        percentile_clipping=percentile_clipping,
+        options=options,
+    )
+
+
+def _build(amsgrad, **settings):
     if not isinstance(amsgrad, bool):
         raise TypeError(f"`amsgrad` must be True or False, got {amsgrad!r}.")
-    return make(
-        Settings(
-            rule=LAMB_AMSGRAD if amsgrad else LAMB,
-            state_type=LambState,
-            learning_rate=learning_rate,
-            b1=b1,
-            b2=b2,
-            eps=eps,
-            weight_decay=weight_decay,
-            mask=mask,
-            adam_w_mode=adam_w_mode,
-            bias_correction=bias_correction,
-            max_unorm=max_unorm,
-            trust_clip=trust_clip,
-            bits=bits,
-            min_8bit_size=min_8bit_size,
-            block_wise=block_wise,
-            percentile_clipping=percentile_clipping,
-            options=options,
-        )
-    )
+    rule = LAMB_AMSGRAD if amsgrad else LAMB
+    return make(Settings(rule=rule, state_type=LambState, **settings))
 
 
 def lamb8bit(
@@ -248,16 +252,15 @@ def scale_by_lamb(
       >>> tx = optax.chain(scale_by_lamb(bits=8), optax.scale_by_learning_rate(1e-3))
       >>> state = tx.init(jnp.zeros((64, 256)))
     """
-    return lamb(
-        None,
-        b1,
-        b2,
-        eps,
-        weight_decay,
-        mask,
-        bias_correction=bias_correction,
-        amsgrad=amsgrad,
+    return _build(
+        amsgrad,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        mask=mask,
         adam_w_mode=adam_w_mode,
+        bias_correction=bias_correction,
         max_unorm=max_unorm,
         trust_clip=trust_clip,
         bits=bits,

@@ -4,6 +4,7 @@ from typing import Any
 
 import optax
 
+from optax_lamblion._checks import check_learning_rate
 from optax_lamblion._options import StateOptions
 from optax_lamblion._state import LionState
 from optax_lamblion._transform import Settings, make
@@ -83,6 +84,7 @@ def lion(
       Chen et al., `Symbolic Discovery of Optimization Algorithms
       <https://arxiv.org/abs/2302.06675>`_, 2023, Program 1.
     """
+    check_learning_rate("lion", learning_rate)
     return make(
         Settings(
             rule=LION,

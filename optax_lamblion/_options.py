@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from optax_lamblion._implementation import check_implementation
+from optax_lamblion._trees import bools_like, path_string
 from pallas_kernels.blocks import check_block_size
 from pallas_kernels.codecs import get_codec
 
@@ -66,13 +67,7 @@ class StateOptions:
             return jax.tree_util.tree_map_with_path(
                 lambda path, _: bool(keep(path_string(path))), params
             )
-        try:
-            return jax.tree.broadcast(self.keep_32bit, params)
-        except ValueError as error:
-            raise ValueError(
-                "`keep_32bit` must be a function of a leaf's path, or a tree of bools with the "
-                f"structure of the parameters or a prefix of it: {error}"
-            ) from None
+        return bools_like("keep_32bit", self.keep_32bit, params)
 
 
 def check_min_8bit_size(value):
@@ -85,8 +80,3 @@ def check_min_8bit_size(value):
         )
     if value < 0:
         raise ValueError(f"`min_8bit_size` must be 0 or more, got {value}.")
-
-
-def path_string(path):
-    """A tree path as `"encoder/embed/kernel"`."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")

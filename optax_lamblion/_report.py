@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_lamblion._options import path_string
+from optax_lamblion._trees import path_string
 
 
 class StateLeaf(NamedTuple):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_lamblion._clipping import HISTORY
-from optax_lamblion._options import path_string
+from optax_lamblion._trees import path_string
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.dtypes import compute_dtype
 
@@ -95,6 +95,11 @@ def init_state(state_type, codecs, params, *, bits, block_size, min_8bit_size, o
 
 
 def _check_param(path, p):
+    if not hasattr(p, "dtype"):
+        raise TypeError(
+            f"Parameter {path_string(path)!r} is a {type(p).__name__}; optimizers here need "
+            "arrays. Make it one with `jnp.asarray`."
+        )
     if not jnp.issubdtype(p.dtype, jnp.floating):
         raise TypeError(
             f"Parameter {path_string(path)!r} has dtype {p.dtype}; optimizers here need "
@@ -135,8 +140,10 @@ def _wrong_blocks(leaf, x, absmax, block_size, expected):
             f"State leaf {leaf} has scales of shape {absmax.shape}, which fits no block size; this "
             f"optimizer needs {expected}. Make a new state with `tx.init(params)`."
         )
-    remedy = (
-        "`block_wise=False`" if fits[0] is None else f"`options=StateOptions(block_size={fits[0]})`"
+    # A tensor no larger than a block looks the same with several block sizes.
+    has = " or ".join("one block per tensor" if b is None else f"block size {b}" for b in fits)
+    remedy = " or ".join(
+        "`block_wise=False`" if b is None else f"`options=StateOptions(block_size={b})`"
+        for b in fits
     )
-    has = "one block per tensor" if fits[0] is None else f"block size {fits[0]}"
     return f"State leaf {leaf} has {has}, but this optimizer uses {uses}. Build it with {remedy}."

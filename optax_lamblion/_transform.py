@@ -15,7 +15,8 @@ import optax
 
 from optax_lamblion import _checks, _clipping, _state
 from optax_lamblion._fused import REQUEST, Applied
-from optax_lamblion._options import StateOptions, path_string
+from optax_lamblion._options import StateOptions
+from optax_lamblion._trees import bools_like, path_string
 from pallas_kernels import rules, xla
 from pallas_kernels.codecs import get_codec
 from pallas_kernels.hashing import mix
@@ -97,13 +98,14 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 return None, old, old_absmaxes, history
             _checks.check_gradient(name, g)
             _state.check_leaf(name, g, (slot_names, old), old_absmaxes, block_size)
+            _checks.check_param(name, g, p)
             s = scalars
             if clipping:
                 squared = _clipping.squared_norm(g)
                 history, scale = _clipping.record(history, squared, count, c.percentile_clipping)
                 s = s._replace(grad_scale=scale)
             if not isinstance(decay, bool):  # a traced mask
-                s = s._replace(weight_decay=s.weight_decay * decay.astype(jnp.float32))
+                s = s._replace(weight_decay=jnp.where(decay, s.weight_decay, 0))
             coded = [x.dtype == jnp.uint8 for x in old]
             used = tuple(
                 a if is_coded else None for a, is_coded in zip(old_absmaxes, coded, strict=True)
@@ -122,11 +124,22 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             updates, is_leaf=lambda x: x is None
         )
 
-        def leaves(tree):
-            return [None] * treedef.num_leaves if tree is None else treedef.flatten_up_to(tree)
+        def leaves(tree, what="`params`", remedy="Call `tx.update(grads, state, params)`"):
+            if tree is None:
+                return [None] * treedef.num_leaves
+            try:
+                return treedef.flatten_up_to(tree)
+            except ValueError as error:
+                raise ValueError(
+                    f"{what} must have the structure of the gradients: {error} {remedy}."
+                ) from None
 
         def columns(*fields):  # one tuple per leaf
-            return zip(*(leaves(getattr(state, field)) for field in fields), strict=True)
+            made = "Make a new state with `tx.init(params)`"
+            return zip(
+                *(leaves(getattr(state, f), f"The state's `{f}`", made) for f in fields),
+                strict=True,
+            )
 
         results = [
             one_leaf(path_string(path), g, p, decay, *rest)
@@ -182,11 +195,4 @@ def _decay_mask(mask, params):
     if mask is None:
         return jax.tree.map(lambda _: True, params)
     tree = mask(params) if callable(mask) else mask
-    try:
-        tree = jax.tree.broadcast(tree, params)
-    except ValueError as error:
-        raise ValueError(
-            "`mask` must be a tree of bools with the structure of the parameters or a prefix of "
-            f"it, or a function that makes one from them: {error}"
-        ) from None
-    return jax.tree.map(lambda m: m if isinstance(m, jax.Array) else bool(m), tree)
+    return bools_like("mask", tree, params)

@@ -131,7 +131,8 @@ def debias(decay, count):
     if isinstance(decay, int | float):
         log = math.log(decay) if decay > 0 else -math.inf
     else:
-        log = jnp.log(decay)
+        # Not in a dtype of its own: a decay in bfloat16 would have a logarithm of two digits.
+        log = jnp.log(decay.astype(jnp.result_type(float)))
     return -1 / jnp.expm1(count.astype(jnp.result_type(float)) * log)
 
 

@@ -111,9 +111,11 @@ def test_a_transformation_after_ours_fails_loudly(after):
         apply_fused(tx, params, grads, tx.init(params))
 
 
-def test_building_blocks_take_the_plain_path():
-    tx = optax.chain(optax_lamblion.scale_by_lion(bits=8), optax.scale_by_learning_rate(1e-2))
-    assert_same_steps(tx, *problem())
+@pytest.mark.parametrize(
+    "block", [optax_lamblion.scale_by_lion, optax_lamblion.scale_by_lamb], ids=["lion", "lamb"]
+)
+def test_building_blocks_take_the_plain_path(block):
+    assert_same_steps(optax.chain(block(bits=8), optax.scale_by_learning_rate(1e-2)), *problem())
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -100,8 +100,8 @@ def test_its_course_over_200_steps_stays_close_to_optax_lamb(seed):
     apart = distance(params, reference) / distance(network(seed), reference)
     # Rounding turns each direction by about 8 % of its length, at random. The same noise put on the
     # updates of `optax.lamb` drives two runs 2 % of the way apart, and noise of 20 % drives them
-    # 5 % apart; 3.7 to 4.5 % was measured here. The bound is far below what another batch order does
-    # (46 %), and the losses may differ by as little.
+    # 5 % apart; 3.7 to 4.5 % was measured here. The bound is far below what another batch order
+    # does (46 %), and the losses may differ by as little.
     assert 0 < apart < 0.06
     assert float(jnp.abs(losses8 - losses).mean()) < 0.002
 
