@@ -80,7 +80,9 @@ def test_levels_survive_a_round_trip(codec, signed):
         values = decode(codes, codec, signed, scale).astype(np.float32)
         again, absmax = quantize(values, block_size=None, codec=codec, signed=signed)
         np.testing.assert_array_equal(again, codes)
-        np.testing.assert_array_equal(absmax, np.float32([scale]))
+        # The level of the largest code is exactly 1, but XLA may multiply a level's last factor and
+        # the scale first (that of jax 0.11.2 does), which rounds twice.
+        np.testing.assert_allclose(absmax, np.float32([scale]), rtol=2 * 2.0**-24)
 
 
 @KINDS
