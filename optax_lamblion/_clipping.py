@@ -1,8 +1,8 @@
 r"""Percentile clipping: a gradient norm is held to a percentile of the last hundred.
 
 The history is a ring of squared norms. At step `t` (from 1) the squared norm goes to place
-`t mod 100`, at step 1 to all places; the gradient is scaled by `clip / norm` where
-`clip = sqrt(sort(history)[percentile])` is smaller than its norm.
+`t mod 100`, the first one to all places; the gradient is scaled by `clip / norm` where
+`clip = sqrt(sort(history)[percentile])` is smaller than its norm. A norm of 0 is not recorded.
 """
 
 from typing import Any, NamedTuple
@@ -71,7 +71,8 @@ def clip_by_percentile(percentile=5, *, scope="tensor"):
       g \leftarrow g \cdot \min\left(1, \sqrt{\operatorname{sort}(h)_k} / \|g_t\|\right)
 
     Args:
-      percentile: int from 0 to 99, the place `k` in the sorted history; 100 is off.
+      percentile: int from 0 to 98, the place `k` in the sorted history; 99 is the largest norm and
+        clips nothing, 100 is off.
       scope: `"tensor"` compares each leaf with its own history, as bitsandbytes did;
         `"global"` compares the norm of all leaves together.
 

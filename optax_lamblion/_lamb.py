@@ -69,7 +69,8 @@ def lamb(
         `StateOptions`.
       block_wise: With 8 bits, False gives a leaf one scale in all instead of one per 256 elements.
       percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
-        from 0 to 99; None and 100 are off. See `clip_by_percentile`.
+        from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
+        `clip_by_percentile`.
       options: The rarer choices about state; see `StateOptions`.
 
     Returns:
