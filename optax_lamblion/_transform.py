@@ -20,6 +20,7 @@ from optax_lamblion._trees import bools_like, path_string
 from pallas_kernels import rules, xla
 from pallas_kernels.codecs import get_codec
 from pallas_kernels.hashing import mix
+from pallas_kernels.step import Spec
 
 # An inner jit lets leaves of equal shape share one trace and one lowering.
 _step = jax.jit(xla.step, static_argnums=0)
@@ -65,7 +66,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
 
     def spec(decays, emit):
         decay = ("decoupled" if c.adam_w_mode else "coupled") if decays else None
-        return xla.Spec(c.rule, tuple(codecs.values()), block_size, decay, emit)
+        return Spec(c.rule, tuple(codecs.values()), block_size, decay, emit)
 
     def init(params):
         return _state.init_state(

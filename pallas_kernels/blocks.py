@@ -81,8 +81,3 @@ def spread(per_block, shape, block_size):
     if not (shape and shape[-1] % block_size == 0):
         x = x.reshape(-1)[: math.prod(shape)]
     return x.reshape(shape)
-
-
-def inverse_scale(absmax):
-    """1 / absmax, and 0 for a block of zeros (or of numbers too small for float32)."""
-    return jnp.where(absmax >= jnp.finfo(jnp.float32).tiny, 1 / absmax, 0)

@@ -10,7 +10,6 @@ from pallas_kernels.blocks import (
     absmax_shape,
     block_absmax,
     check_block_size,
-    inverse_scale,
     spread,
 )
 from pallas_kernels.codecs import decode, encode, get_codec
@@ -72,8 +71,8 @@ def _quantize(x, key, block_size, codec, keep_nonzero):
     x = x.astype(compute_dtype(x.dtype))
     x = jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), 0)
     absmax = block_absmax(x if codec.signed else jnp.maximum(x, 0), block_size)
-    scale = spread(inverse_scale(absmax), x.shape, block_size).astype(x.dtype)
-    height = 0.5 if key is None else uniform(mix(key), x.shape)
+    scale = spread(codec.scale(absmax), x.shape, block_size).astype(x.dtype)
+    height = None if key is None else uniform(mix(key), x.shape)
     return encode(codec, x, scale, height, keep_nonzero=keep_nonzero), absmax
 
 

@@ -27,8 +27,8 @@ class Scalars(NamedTuple):
     """1 / (1 - b1**t), or 1 without bias correction."""
     debias2: Any = 1.0
     eps: Any = 1e-8
-    grad_scale: Any = 1.0
-    """What percentile clipping multiplies the gradient by."""
+    grad_scale: Any = None
+    """What percentile clipping multiplies the gradient by; None without clipping."""
     weight_decay: Any = 0.0
     step_size: Any = 1.0
     """What the direction is multiplied by: minus the learning rate."""
@@ -38,8 +38,8 @@ class Scalars(NamedTuple):
     ratio_high: Any = float("inf")
 
     def astype(self, dtype):
-        """All values as 0-d arrays of one dtype."""
-        return Scalars(*(jnp.asarray(x).astype(dtype) for x in self))
+        """All values as 0-d arrays of one dtype; what is None stays None."""
+        return Scalars(*(None if x is None else jnp.asarray(x).astype(dtype) for x in self))
 
 
 class Slot(NamedTuple):
@@ -55,9 +55,10 @@ class Rule(NamedTuple):
     """An optimizer, as functions of decoded values.
 
     - `moments(g, slots, s)` returns the new slots.
-    - `direction` returns the direction of the step, before decoupled weight decay: as
-      `direction(g, old_slots, s)` if `from_old`, else as `direction(new_slots, s)`, from the new
-      slots as they were stored. A step from old slots must be -1, 0 or 1 (it is kept as int8).
+    - `direction` gives the direction of the step, before decoupled weight decay. If `from_old`, the
+      direction is the sign of `direction(g, old_slots, s)`. Else it is `direction(new_slots, s)`,
+      from the new slots as they were stored, with the square roots of second moments in their
+      place: a root of a code is cheaper than the root of what it stands for.
     """
 
     name: str
@@ -81,7 +82,7 @@ def _lion_moments(g, slots, s):
 
 def _lion_direction(g, slots, s):
     (m,) = slots
-    return jnp.sign(s.one_minus_b1 * g + s.b1 * m)
+    return s.one_minus_b1 * g + s.b1 * m
 
 
 LION = Rule(
@@ -105,9 +106,9 @@ def _lamb_moments(g, slots, s):
 
 
 def _lamb_direction(slots, s):
-    m, v, *v_max = slots
-    v_hat = v_max[0] if v_max else v * s.debias2
-    return (m * s.debias1) / (jnp.sqrt(v_hat) + s.eps)
+    m, root_v, *root_v_max = slots
+    root_v_hat = root_v_max[0] if root_v_max else root_v * jnp.sqrt(s.debias2)
+    return (m * s.debias1) / (root_v_hat + s.eps)
 
 
 LAMB = Rule(
