@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_lamblion import _clipping
+from optax_lamblion._implementation import check_kernels_exist
 from optax_lamblion._options import StateOptions, check_min_8bit_size
 
 
@@ -58,6 +59,9 @@ def check_settings(c):
             f"`options` must be a `StateOptions`, got {type(c.options).__name__}. "
             "For example `options=StateOptions(block_size=128)`."
         )
+    options = StateOptions() if c.options is None else c.options
+    block_size = options.block_size if c.block_wise else None
+    check_kernels_exist(options.implementation, c.bits, block_size)
     if not c.block_wise and c.options is not None and c.options.block_size != 256:
         raise ValueError(
             "`block_wise=False` means one block per tensor, but `options` has "

@@ -1,19 +1,42 @@
-"""Which code runs a step, and why."""
+"""Which code runs a step, and why: the words of it. `pallas_kernels._dispatch` decides."""
 
-IMPLEMENTATIONS = ("xla",)
+from pallas_kernels import _dispatch
+from pallas_kernels.mosaic_tile import TILE, why_not_blocks
 
 
 def check_implementation(implementation):
     """Raises `ValueError` unless the implementation exists."""
-    if implementation is not None and implementation not in IMPLEMENTATIONS:
-        known = ", ".join(f'"{name}"' for name in IMPLEMENTATIONS)
+    if implementation is not None and implementation not in _dispatch.IMPLEMENTATIONS:
+        known = " or ".join(f'"{name}"' for name in _dispatch.IMPLEMENTATIONS)
         raise ValueError(
             f"`implementation={implementation!r}` does not exist. Use None for the fastest one "
-            f"that does, or one of {known}."
+            f"where the step runs, or {known}."
+        )
+
+
+def check_kernels_exist(implementation, bits, block_size):
+    """Raises `ValueError` where kernels are asked for by name and there are none."""
+    if implementation != "mosaic":
+        return
+    why = None
+    if bits != 8:
+        why = "there are kernels for 8-bit state only: XLA makes one pass of a 32-bit step"
+    if why := why or why_not_blocks(block_size):
+        raise ValueError(
+            f'`implementation="mosaic"` cannot run this optimizer: {why}. Leave it to '
+            "`implementation=None`, or use what there are kernels for."
         )
 
 
 def explain(names):
-    """`(name, implementation, reason)` for every optimizer name: what `None` picks here."""
-    reason = "the only implementation so far; XLA compiles it for CPU, GPU and TPU"
-    return [(name, "xla", reason) for name in names]
+    """`(name, implementation, reason)` for every optimizer name: what None picks here."""
+    for_8_bits, why = _dispatch.describe()
+    if for_8_bits == "mosaic":
+        why += f"; leaves of fewer than {TILE} elements, and those kept in 32 bits, go through XLA"
+    rows = []
+    for name in names:
+        if name.endswith("8bit"):
+            rows.append((name, for_8_bits, why))
+        else:
+            rows.append((name, "xla", "in 32 bits XLA needs one pass, as a kernel would"))
+    return rows

@@ -30,7 +30,9 @@ class StateOptions:
         path, such as `lambda path: "embed" in path` (paths look like `"encoder/embed/kernel"`), or
         a tree of bools shaped like the parameters or a prefix of them. This is what
         `GlobalOptimManager` does in bitsandbytes.
-      implementation: None for the fastest one on the device at hand, or `"xla"`.
+      implementation: Which code makes a step. None takes the fastest one where the step is compiled
+        for: hand-written kernels on one NVIDIA GPU, XLA elsewhere. `"mosaic"` takes the kernels or
+        raises, and still leaves small leaves and those in 32 bits to XLA; `"xla"` never takes them.
 
     Raises:
       TypeError: An option is of the wrong kind.

@@ -1,7 +1,7 @@
 """From a rule to an Optax transformation.
 
 Everything that varies from step to step becomes a scalar here, once per step or per leaf; the step
-itself (`pallas_kernels.xla`) is called leaf by leaf with nothing else.
+itself (`pallas_kernels._dispatch`) is called leaf by leaf with nothing else.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from optax_lamblion import _checks, _clipping, _state
 from optax_lamblion._fused import REQUEST, Applied
 from optax_lamblion._options import StateOptions
 from optax_lamblion._trees import bools_like, path_string
-from pallas_kernels import rules, xla
+from pallas_kernels import _dispatch, rules
 from pallas_kernels.codecs import get_codec
 from pallas_kernels.hashing import mix
 from pallas_kernels.step import Spec
 
 # An inner jit lets leaves of equal shape share one trace and one lowering.
-_step = jax.jit(xla.step, static_argnums=0)
+_step = jax.jit(_dispatch.step, static_argnums=0, static_argnames="implementation")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,7 +113,9 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             )
             leaf_key = key ^ jnp.uint32(zlib.crc32(name.encode()))
             static = spec(decay is not False, "params" if apply else "updates")
-            out, new, absmaxes = _step(static, g, p, old, used, s, leaf_key)
+            out, new, absmaxes = _step(
+                static, g, p, old, used, s, leaf_key, implementation=options.implementation
+            )
             out = Applied(out) if apply else out
             # A leaf without codes keeps what stands for its scales.
             absmaxes = tuple(

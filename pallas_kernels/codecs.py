@@ -5,9 +5,9 @@ how high a rung is. Signed codecs use the ladder twice, mirrored about the code 
 
 Two functions lead back, from a magnitude `x` and what `scale(absmax)` says of its block.
 `nearest(x, scale)` is a number that rounds to the rung nearest to `x / absmax`; the rounding costs
-nothing, as making a byte of it rounds anyway. `below(y)` is the rung at or below `y = x / absmax`,
-from which `encode` does stochastic rounding: it goes to the rung above if a random height in the
-gap lies under `y`.
+nothing, as making a byte of it rounds anyway. `bracket(y)` is the rung at or below `y = x / absmax`
+with the levels around `y`, from which `encode` does stochastic rounding: it goes to the rung above
+if a random height in the gap lies under `y`.
 
 Only `jax.numpy` operations that also exist inside GPU kernels are used: no tables, no `floor`, no
 `cbrt`. There, one instruction per element more is three percent of a step.
@@ -29,8 +29,10 @@ class Codec(NamedTuple):
       1 / absmax, or 0 for a block of zeros.
     - `nearest(x, scale)`, for `x` from 0 to absmax, is less than 1/2 from the rung whose level is
       nearest to `x / absmax`.
-    - `below(y)` is the last rung whose level is not above `y`, but for a rounding error, for `y`
-      from 0 to 1.
+    - `bracket(y)`, for `y` from 0 to a rounding error above 1, is the last rung whose level is not
+      above `y`, but for a rounding error, its level, and that of the next rung.
+    - `raw(rung) * unit` is `level(rung)` and `raw_root(rung) * sqrt(unit)` its square root, but for
+      rounding errors: cheaper where `unit` can be made part of a block's scale.
     - A value on a rung has the code `zero_code + rung`, or `zero_code - rung` if it is negative.
     """
 
@@ -47,64 +49,81 @@ class Codec(NamedTuple):
     odd: bool
     """`level(-rung) == -level(rung)`, so that decoding needs no case for the sign."""
     level: Callable
-    root_level: Callable
-    """`sqrt(level(rung))`, which for some ladders needs no root."""
+    raw: Callable
+    raw_root: Callable
+    unit: float
     scale: Callable
     nearest: Callable
-    below: Callable
+    bracket: Callable
 
 
 def decode(codec, codes, dtype=jnp.float32):
-    """Values in [-1, 1] of uint8 `codes`, elementwise, in `dtype`."""
-    rung = _rung(codec, codes)
+    """Values in [-1, 1] of `codes`, elementwise, in `dtype`."""
+    return _with_sign(codec, codec.level, _rung(codec, codes)).astype(dtype)
+
+
+def decode_raw(codec, codes, dtype=jnp.float32):
+    """The values of `codes`, in units of `codec.unit`."""
+    return _with_sign(codec, codec.raw, _rung(codec, codes)).astype(dtype)
+
+
+def decode_raw_root(codec, codes, dtype=jnp.float32):
+    """Roots of the values of `codes` of an unsigned codec, in units of the root of `codec.unit`."""
+    return codec.raw_root(_rung(codec, codes)).astype(dtype)
+
+
+def _with_sign(codec, level, rung):
     if codec.odd or not codec.signed:
-        return codec.level(rung).astype(dtype)
-    return with_sign_of(rung, codec.level(jnp.abs(rung))).astype(dtype)
-
-
-def decode_root(codec, codes, dtype=jnp.float32):
-    """Square roots of the values of uint8 `codes` of an unsigned codec."""
-    return codec.root_level(_rung(codec, codes)).astype(dtype)
+        return level(rung)
+    return with_sign_of(rung, level(jnp.abs(rung)))
 
 
 def _rung(codec, codes):
-    # In the mantissa of 2**23 + x stands x.
-    bits = codes.astype(jnp.int32) | 0x4B000000
-    return bits.view(jnp.float32) - (2.0**23 + codec.zero_code)
+    if codes.dtype == jnp.uint8:
+        rung = codes.astype(jnp.float32)
+        return rung - codec.zero_code if codec.zero_code else rung
+    return codes.view(jnp.float32) - (2.0**23 + codec.zero_code)
+
+
+def as_bytes(codes):
+    """Codes as `encode` gives them, as uint8."""
+    return codes.astype(jnp.uint8)
 
 
 def encode(codec, values, scale, height=None, *, keep_nonzero=False):
-    """The uint8 codes of values, elementwise.
+    """The codes of values, elementwise, as the bits of the float32 number 2**23 + code.
+
+    What decodes takes these int32 numbers as they are, and `as_bytes` makes bytes of them.
 
     Args:
       codec: A `Codec`.
-      values: Array. With an unsigned codec, negative values count as 0.
+      values: Array, not negative if the codec is unsigned.
       scale: `codec.scale` of the block's absmax.
       height: Where in the gap between two neighbouring levels rounding turns upwards. None rounds
-        to the nearest level; an array of uniform random numbers in [0, 1) rounds without bias.
+        to the nearest level; an array of uniform random numbers in [1, 2), of which 1 stands for
+        the bottom of the gap, rounds without bias.
       keep_nonzero: Store what is not zero at least on the first rung. For second moments, by whose
         root a step divides: one that is rounded to zero blows the update up.
     """
-    magnitude = jnp.abs(values) if codec.signed else jnp.maximum(values, 0)
+    values = values.astype(jnp.float32)
+    magnitude = jnp.abs(values) if codec.signed else values
     if height is None:
         rung = codec.nearest(magnitude, scale)
     else:
-        y = _normalized(magnitude, scale)
-        rung = codec.below(y)
-        level = codec.level(rung)
-        turn = level + height * (codec.level(rung + 1) - level)
-        rung = jnp.where(y > turn, rung + 1, rung)
+        y = magnitude * scale
+        rung, low, high = codec.bracket(y)
+        rung = jnp.where(y > (2 * low - high) + height * (high - low), rung + 1, rung)
     if keep_nonzero:
         rung = jnp.where(magnitude > 0, jnp.maximum(rung, 1), rung)
-    if not codec.signed:
-        return _to_uint8(rung, codec.zero_code)
-    # A rung that is not rounded yet may be bounded by whole numbers all the same.
-    negative = values < 0
-    if codec.negative_never_zero:
-        rung = jnp.where(negative, jnp.maximum(rung, 1), rung)
-    if codec.top_negative < codec.top:
-        rung = jnp.where(negative, jnp.minimum(rung, codec.top_negative), rung)
-    return _to_uint8(with_sign_of(values.astype(jnp.float32), rung), codec.zero_code)
+    if codec.signed:
+        # A rung that is not rounded yet may be bounded by whole numbers all the same.
+        negative = values < 0
+        if codec.negative_never_zero:
+            rung = jnp.where(negative, jnp.maximum(rung, 1), rung)
+        if codec.top_negative < codec.top:
+            rung = jnp.where(negative, jnp.minimum(rung, codec.top_negative), rung)
+        rung = with_sign_of(values, rung)
+    return (rung + (2.0**23 + codec.zero_code)).view(jnp.int32)
 
 
 def with_sign_of(x, size):
@@ -122,11 +141,6 @@ def _inverse(absmax):
     return jnp.where(absmax >= _TINY, 1 / absmax, 0)
 
 
-def _normalized(x, scale):
-    # The minimum absorbs the rounding of 1 / absmax, and keeps rung `top` the last one.
-    return jnp.minimum((x * scale).astype(jnp.float32), 1)
-
-
 _TINY = 2.0**-126
 _ROUND = 1.5 * 2.0**23
 
@@ -137,18 +151,13 @@ def _round(x):
     return (x + _ROUND) - _ROUND
 
 
-def _to_uint8(x, offset):
-    """`x + offset`, rounded to a whole number from 0 to 255, which it must be near."""
-    return (x + (2.0**23 + offset)).view(jnp.int32).astype(jnp.uint8)
-
-
-def _nearest_by_levels(level, below):
-    """`nearest` for any ladder, from `level` and a guess that may also name the nearest rung."""
+def _nearest_by_levels(bracket):
+    """`nearest` for any ladder, from `bracket`."""
 
     def nearest(x, scale):
-        y = _normalized(x, scale)
-        rung = below(y)
-        return jnp.where(y > 0.5 * (level(rung) + level(rung + 1)), rung + 1, rung)
+        y = x * scale
+        rung, low, high = bracket(y)
+        return jnp.where(y > 0.5 * (low + high), rung + 1, rung)
 
     return nearest
 
@@ -191,28 +200,21 @@ def power(signed, exponent, name="power", root=None):
     top = 127 if signed else 255
     root = root or _ROOTS[exponent]
 
-    def height(rung, exponent):
-        # rung * (1 / top) is exactly 1 at the top for 127 and 255, in float32.
-        y = rung * (1 / top)
-        return y if exponent == 1 else y**exponent
+    step = 1 / top  # top * step is exactly 1 for 127 and 255, in float32
 
-    def level(rung):
-        return height(rung, exponent)
-
-    def root_level(rung):
-        return jnp.sqrt(level(rung)) if exponent % 2 else height(rung, exponent // 2)
-
-    def below(y):
-        rung = jnp.maximum(_round(top * root(y) - 0.5), 0)
-        if exponent != 3:
-            return rung
-        return jnp.where(y < level(rung), rung - 1, rung)
+    def bracket(y):
+        y = jnp.minimum(y, 1) if exponent == 1 else y  # its gaps do not hold a rounding error
+        rung = _round(top * root(y) - 0.5)
+        if exponent == 3:  # whose root may be too large
+            rung = jnp.where(y < _power(rung * step, 3), rung - 1, rung)
+        at = rung * step
+        return rung, _power(at, exponent), _power(at + step, exponent)
 
     nearest = {
-        1: lambda x, scale: top * _normalized(x, scale),
-        3: lambda x, scale: _nearest_cube(_normalized(x, scale), root, top),
-    }.get(exponent, _nearest_by_levels(level, below))
-
+        1: lambda x, scale: jnp.minimum(top * (x * scale), top),
+        3: lambda x, scale: _nearest_cube(x * scale, root, top),
+    }.get(exponent, _nearest_by_levels(bracket))
+    half = exponent // 2
     return Codec(
         name=name,
         signed=signed,
@@ -221,12 +223,18 @@ def power(signed, exponent, name="power", root=None):
         top_negative=top if signed else 0,
         negative_never_zero=False,
         odd=exponent % 2 == 1,
-        level=level,
-        root_level=root_level,
+        level=lambda rung: _power(rung * step, exponent),
+        raw=lambda rung: _power(rung, exponent),
+        raw_root=lambda rung: jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, half),
+        unit=float(top) ** -exponent,
         scale=_inverse,
         nearest=nearest,
-        below=below,
+        bracket=bracket,
     )
+
+
+def _power(x, exponent):
+    return x if exponent == 1 else x**exponent
 
 
 def _nearest_cube(y, root, top):
@@ -277,7 +285,7 @@ def dynamic(signed):
         return count, scaled - count * (1 / 9)
 
     def nearest(x, scale):
-        y = _normalized(x, scale)
+        y = x * scale
         count, parts = place(y)
         # Levels are the middles of the parts. Below the first one of a decade the spacing changes,
         # and so does the height at which the level below is as near.
@@ -285,9 +293,11 @@ def dynamic(signed):
         j = jnp.where(parts < turn, -1.0, _round(parts - 0.5))
         return jnp.where(y > 1 - 0.225 / most, top, count + j - shift)
 
-    def below(y):
+    def bracket(y):
+        y = jnp.minimum(y, 1)
         count, parts = place(y)
-        return jnp.where(y >= 1, top, count + (_round(parts - 1) - shift))
+        rung = jnp.where(y >= 1, top, count + (_round(parts - 1) - shift))
+        return rung, level(rung), level(rung + 1)
 
     return Codec(
         name="dynamic",
@@ -298,10 +308,12 @@ def dynamic(signed):
         negative_never_zero=signed,
         odd=False,
         level=level,
-        root_level=lambda rung: jnp.sqrt(level(rung)),
+        raw=level,
+        raw_root=lambda rung: jnp.sqrt(level(rung)),
+        unit=1.0,
         scale=_inverse,
         nearest=nearest,
-        below=below,
+        bracket=bracket,
     )
 
 

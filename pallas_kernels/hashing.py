@@ -21,7 +21,7 @@ def mix(x):
 
 
 def uniform(key, shape):
-    """Uniform float32 numbers in (0, 1), one per element, from a uint32 key.
+    """Uniform float32 numbers in [1, 2), one per element, from a uint32 key.
 
     Element `i` of the flattened tensor gets half of a hash of `key` and `i // 2`: the same in every
     shape, on every mesh and in every implementation.
@@ -35,12 +35,23 @@ def uniform_at(key, index, high=None):
     """The number of the element with this index (uint32, of which `high` is what is beyond)."""
     if high is not None:
         key = key ^ mix(high * jnp.uint32(0x9E3779B9))
-    # Two elements share a hash, 16 bits each. More would be wasted: the rounding error of a gap by
-    # 2**-17 of it is below that of float32.
-    bits = mix((index >> 1) ^ key) >> ((index & 1) * jnp.uint32(16))
-    # In the mantissa of 2**23 + x stands x.
-    whole = ((bits & 0xFFFF) | 0x4B000000).view(jnp.float32)
-    return (whole - (2.0**23 - 0.5)) * (2.0**-16)
+    # Eight elements share a hash, from which each two get a number of their own, of 16 bits each: the
+    # rounding error of a gap by 2**-17 of it is below that of float32.
+    pair = (index >> 1) & 3
+    multiplier = jnp.where(
+        pair < 2,
+        jnp.where(pair == 0, jnp.uint32(_MULTIPLIERS[0]), jnp.uint32(_MULTIPLIERS[1])),
+        jnp.where(pair == 2, jnp.uint32(_MULTIPLIERS[2]), jnp.uint32(_MULTIPLIERS[3])),
+    )
+    number = mix((index >> 3) ^ key) * multiplier
+    number = number ^ (number >> 16)
+    # The 16 bits become the top of the mantissa of a number in [1, 2), with half a unit added so that
+    # the mean is 3/2. What stands below the upper half is left there.
+    mantissa = jnp.where(index & 1 == 0, (number & 0xFFFF) << 7, number >> 9)
+    return (mantissa | 0x3F800040).view(jnp.float32)
+
+
+_MULTIPLIERS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 
 
 def _flat_index(shape):

@@ -12,7 +12,7 @@ from pallas_kernels.blocks import (
     check_block_size,
     spread,
 )
-from pallas_kernels.codecs import decode, encode, get_codec
+from pallas_kernels.codecs import as_bytes, decode, encode, get_codec
 from pallas_kernels.dtypes import compute_dtype
 from pallas_kernels.hashing import mix, uniform
 
@@ -70,10 +70,11 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
 def _quantize(x, key, block_size, codec, keep_nonzero):
     x = x.astype(compute_dtype(x.dtype))
     x = jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), 0)
-    absmax = block_absmax(x if codec.signed else jnp.maximum(x, 0), block_size)
+    x = x if codec.signed else jnp.maximum(x, 0)
+    absmax = block_absmax(x, block_size)
     scale = spread(codec.scale(absmax), x.shape, block_size).astype(x.dtype)
     height = None if key is None else uniform(mix(key), x.shape)
-    return encode(codec, x, scale, height, keep_nonzero=keep_nonzero), absmax
+    return as_bytes(encode(codec, x, scale, height, keep_nonzero=keep_nonzero)), absmax
 
 
 def _key(seed):

@@ -58,13 +58,17 @@ class Rule(NamedTuple):
     - `direction` gives the direction of the step, before decoupled weight decay. If `from_old`, the
       direction is the sign of `direction(g, old_slots, s)`. Else it is `direction(new_slots, s)`,
       from the new slots as they were stored, with the square roots of second moments in their
-      place: a root of a code is cheaper than the root of what it stands for.
+      place: a root of a code is cheaper than the root of what it stands for. An implementation may
+      bring its own `divide(a, b)`, with `b >= 0`.
+    - `factors(s)`: what these slots are multiplied by beforehand, so that it can be made part of
+      their scales.
     """
 
     name: str
     slots: tuple[Slot, ...]
     moments: Callable
     direction: Callable
+    factors: Callable
     from_old: bool
     trust_ratio: bool
     grad_limit: float
@@ -90,6 +94,7 @@ LION = Rule(
     (Slot("mu", True, False),),
     _lion_moments,
     _lion_direction,
+    lambda s: (1.0,),
     from_old=True,
     trust_ratio=False,
     grad_limit=2.0**126,
@@ -105,10 +110,18 @@ def _lamb_moments(g, slots, s):
     return (m, v, *(jnp.maximum(x, v * s.debias2) for x in v_max))
 
 
-def _lamb_direction(slots, s):
-    m, root_v, *root_v_max = slots
-    root_v_hat = root_v_max[0] if root_v_max else root_v * jnp.sqrt(s.debias2)
-    return (m * s.debias1) / (root_v_hat + s.eps)
+def _lamb_direction(slots, s, divide=jnp.divide):
+    # (m * debias1) / (sqrt(v * debias2) + eps), divided by debias1 above and below.
+    m, *_, root_v = slots
+    return divide(m, root_v + s.eps / s.debias1)
+
+
+def _lamb_factors(s):
+    return 1.0, jnp.sqrt(s.debias2) / s.debias1
+
+
+def _amsgrad_factors(s):
+    return 1.0, 1.0, 1 / s.debias1  # the maximum is over bias-corrected values
 
 
 LAMB = Rule(
@@ -116,12 +129,17 @@ LAMB = Rule(
     (Slot("mu", True, False), Slot("nu", False, True)),
     _lamb_moments,
     _lamb_direction,
+    _lamb_factors,
     from_old=False,
     trust_ratio=True,
     grad_limit=2.0**63,  # its square is 2**126
 )
 
-LAMB_AMSGRAD = LAMB._replace(name="lamb_amsgrad", slots=(*LAMB.slots, Slot("nu_max", False, True)))
+LAMB_AMSGRAD = LAMB._replace(
+    name="lamb_amsgrad",
+    slots=(*LAMB.slots, Slot("nu_max", False, True)),
+    factors=_amsgrad_factors,
+)
 
 # ------------------------------------------------------------------------------------- scalars
 

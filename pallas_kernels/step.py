@@ -15,7 +15,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from pallas_kernels import rules
-from pallas_kernels.codecs import Codec, decode, decode_root, with_sign_of
+from pallas_kernels.blocks import spread
+from pallas_kernels.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
 
 SKIP = -128
 """Among signs stored as int8: leave this element alone."""
@@ -34,8 +35,8 @@ class Spec(NamedTuple):
 
 
 def coded(slot):
-    """Whether a slot holds 8-bit codes."""
-    return slot.dtype == jnp.uint8
+    """Whether a slot holds 8-bit codes, as bytes or as `encode` gives them."""
+    return jnp.issubdtype(slot.dtype, jnp.integer)
 
 
 def gradient(spec, g, p, s):
@@ -68,15 +69,18 @@ def signed_step(spec, mixed, usable, p, s):
 
 
 def decayed(spec, direction, usable, p, s):
-    """A direction with its weight decay, and 0 where an element is not usable."""
+    """A direction with its weight decay, and 0 where an element is not usable.
+
+    `usable` is None where it is known that all are.
+    """
     if spec.decay == "decoupled":
         direction = direction + s.weight_decay * p
-    return jnp.where(usable, direction, 0)
+    return direction if usable is None else jnp.where(usable, direction, 0)
 
 
-def direction(spec, stored, usable, p, s):
+def direction(spec, stored, usable, p, s, **divide):
     """The direction of a rule that goes by its new slots, `stored` as `decode_for_step` gives them."""
-    return decayed(spec, spec.rule.direction(stored, s), usable, p, s)
+    return decayed(spec, spec.rule.direction(stored, s, **divide), usable, p, s)
 
 
 def decode_slots(spec, slots, absmaxes, dtype):
@@ -87,27 +91,64 @@ def decode_slots(spec, slots, absmaxes, dtype):
     )
 
 
-def decode_for_step(spec, slots, roots, dtype):
+def decode_for_step(spec, slots, scales, dtype):
     """Slots as a rule's `direction` wants them: second moments as their square roots.
 
-    `roots` are scales as in `decode_slots`, those of second moments with their roots taken.
+    `scales` are those of `scales_for_step`, of blocks spread over the elements.
     """
-    return tuple(
-        _decode_root(codec, x, scale, dtype) if slot.second_moment
-        else decode_slots(spec._replace(codecs=(codec,)), (x,), (scale,), dtype)[0]
-        for slot, codec, x, scale in zip(spec.rule.slots, spec.codecs, slots, roots, strict=True)
-    )  # fmt: skip
+
+    def decoded(slot, codec, x, scale):
+        if coded(x):
+            values = (decode_raw_root if slot.second_moment else decode_raw)(codec, x, dtype)
+        else:
+            values = jnp.sqrt(x.astype(dtype)) if slot.second_moment else x.astype(dtype)
+        return values * scale.astype(dtype)
+
+    columns = zip(spec.rule.slots, spec.codecs, slots, scales, strict=True)
+    return tuple(decoded(*column) for column in columns)
 
 
-def _decode_root(codec, x, scale, dtype):
-    if coded(x):
-        return decode_root(codec, x, dtype) * scale.astype(dtype)
-    return jnp.sqrt(x.astype(dtype))
+def scales_for_step(spec, absmaxes, s):
+    """What `decode_for_step` multiplies slots by: a value for every block, or one for all."""
+
+    def scale(slot, codec, absmax, factor):
+        if absmax is None:
+            return jnp.asarray(factor)
+        scale = jnp.sqrt(absmax) * codec.unit**0.5 if slot.second_moment else absmax * codec.unit
+        return scale * factor
+
+    columns = zip(spec.rule.slots, spec.codecs, absmaxes, spec.rule.factors(s), strict=True)
+    return tuple(scale(*column) for column in columns)
 
 
-def scales_for_step(spec, absmaxes):
-    """Per block: what `decode_for_step` multiplies codes by."""
-    return tuple(
-        None if a is None else jnp.sqrt(a) if slot.second_moment else a
-        for slot, a in zip(spec.rule.slots, absmaxes, strict=True)
+# -------------------------------------------------------------------------------- whole leaves
+
+def update_from_signs(spec, signs, out_dtype, p, s):
+    """The update, from the int8 signs that a step has kept."""
+    direction = signs.astype(s.step_size.dtype)
+    update = s.step_size * decayed(spec, direction, signs != SKIP, p, s)
+    return update.astype(out_dtype)
+
+
+def direction_from_new(spec, slots, absmaxes, usable, p, s, dtype):
+    """The direction, from slots that a step has stored."""
+    scales = tuple(
+        spread(scale, x.shape, spec.block_size) if coded(x) else scale
+        for x, scale in zip(slots, scales_for_step(spec, absmaxes, s), strict=True)
     )
+    stored = decode_for_step(spec, slots, scales, dtype)
+    return direction(spec, stored, usable, p, s)
+
+
+def load(spec, slots, absmaxes, dtype):
+    """Slots as values."""
+    scales = tuple(
+        None if absmax is None else spread(absmax, x.shape, spec.block_size)
+        for x, absmax in zip(slots, absmaxes, strict=True)
+    )
+    return decode_slots(spec, slots, scales, dtype)
+
+
+def norm(x):
+    """The Euclidean norm."""
+    return jnp.sqrt(jnp.sum(jnp.square(x)))

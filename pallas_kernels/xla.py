@@ -13,7 +13,7 @@ from jax.lax import optimization_barrier, platform_dependent
 from pallas_kernels import rules
 from pallas_kernels import step as shared
 from pallas_kernels.blocks import block_absmax, spread
-from pallas_kernels.codecs import encode
+from pallas_kernels.codecs import as_bytes, encode
 from pallas_kernels.dtypes import compute_dtype, promote
 from pallas_kernels.hashing import mix, uniform
 from pallas_kernels.step import Spec, coded
@@ -44,7 +44,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key):
     g, usable = shared.gradient(spec, g, p, s)
 
     def moments(slots, absmaxes):
-        return shared.moments(spec, g, usable, _load(spec, slots, absmaxes, dtype), s)
+        return shared.moments(spec, g, usable, shared.load(spec, slots, absmaxes, dtype), s)
 
     def emitted(update):
         return (p + update).astype(p_dtype) if to_params else update.astype(out_dtype)
@@ -52,7 +52,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key):
     # Stage 1, from the old state: the new scales, and a direction that needs the old slots.
     direction = None
     if rule.from_old:
-        mixed = rule.direction(g, _load(spec, slots, absmaxes, dtype), s)
+        mixed = rule.direction(g, shared.load(spec, slots, absmaxes, dtype), s)
         if to_params:  # and nothing is left for stage 3
             direction = emitted(shared.signed_step(spec, mixed, usable, p, s))
         else:
@@ -75,49 +75,23 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key):
     if rule.from_old:
         if to_params:
             return direction, *stored
-        return update_from_signs(spec, direction, out_dtype, p, s), *stored
+        return shared.update_from_signs(spec, direction, out_dtype, p, s), *stored
     # The barrier makes XLA read the codes, instead of what it computed them from.
     stored = optimization_barrier(stored) if any_coded else stored
-    direction = direction_from_new(spec, *stored, usable, p, s, dtype)
+    direction = shared.direction_from_new(spec, *stored, usable, p, s, dtype)
     if rule.trust_ratio:
-        ratio = rules.trust_ratio(_norm(p), _norm(direction), s)
+        ratio = rules.trust_ratio(shared.norm(p), shared.norm(direction), s)
         if any_coded:
             # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
             again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
             ratio, stored_again = again
-            direction = direction_from_new(spec, *stored_again, usable, p, s, dtype)
+            direction = shared.direction_from_new(spec, *stored_again, usable, p, s, dtype)
         direction = ratio * direction
     return emitted(s.step_size * direction), *stored
 
 
-def update_from_signs(spec, signs, out_dtype, p, s):
-    """The update, from the int8 signs that a step has kept."""
-    direction = signs.astype(s.step_size.dtype)
-    update = s.step_size * shared.decayed(spec, direction, signs != shared.SKIP, p, s)
-    return update.astype(out_dtype)
-
-
-def direction_from_new(spec, slots, absmaxes, usable, p, s, dtype):
-    """The direction, from slots that a step has stored."""
-    scales = tuple(
-        None if scale is None else spread(scale, x.shape, spec.block_size)
-        for x, scale in zip(slots, shared.scales_for_step(spec, absmaxes), strict=True)
-    )
-    stored = shared.decode_for_step(spec, slots, scales, dtype)
-    return shared.direction(spec, stored, usable, p, s)
-
-
 def _same(x):
     return x
-
-
-def _load(spec, slots, absmaxes, dtype):
-    """Slots as values."""
-    scales = tuple(
-        None if absmax is None else spread(absmax, x.shape, spec.block_size)
-        for x, absmax in zip(slots, absmaxes, strict=True)
-    )
-    return shared.decode_slots(spec, slots, scales, dtype)
 
 
 def _store(spec, values, slots, absmaxes, key):
@@ -129,10 +103,7 @@ def _store(spec, values, slots, absmaxes, key):
         if coded(x):
             scale = spread(codec.scale(absmax), x.shape, spec.block_size).astype(value.dtype)
             height = uniform(mix(key + jnp.uint32(i)), x.shape) if slot.second_moment else None
-            value = encode(codec, value, scale, height, keep_nonzero=slot.second_moment)
+            codes = encode(codec, value, scale, height, keep_nonzero=slot.second_moment)
+            value = as_bytes(codes)
         out.append(value.astype(x.dtype))
     return tuple(out)
-
-
-def _norm(x):
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
