@@ -4,16 +4,6 @@ from pallas_kernels import _dispatch
 from pallas_kernels.mosaic_tile import TILE, why_not_blocks
 
 
-def check_implementation(implementation):
-    """Raises `ValueError` unless the implementation exists."""
-    if implementation is not None and implementation not in _dispatch.IMPLEMENTATIONS:
-        known = " or ".join(f'"{name}"' for name in _dispatch.IMPLEMENTATIONS)
-        raise ValueError(
-            f"`implementation={implementation!r}` does not exist. Use None for the fastest one "
-            f"where the step runs, or {known}."
-        )
-
-
 def check_kernels_exist(implementation, bits, block_size):
     """Raises `ValueError` where kernels are asked for by name and there are none."""
     if implementation != "mosaic":

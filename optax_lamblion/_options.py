@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-from optax_lamblion._implementation import check_implementation
 from optax_lamblion._trees import bools_like, path_string
+from pallas_kernels._dispatch import check_implementation
 from pallas_kernels.blocks import check_block_size
 from pallas_kernels.codecs import get_codec
 

@@ -1,8 +1,8 @@
 """Which code runs the step of a leaf: decided for the device that it is compiled for.
 
-None as implementation takes the kernels where they move fewer bytes, which is wherever they run,
-and XLA elsewhere. A name takes that implementation or raises, except for leaves for which there is
-nothing to gain: those in float32 and the smallest ones are XLA's always.
+None as implementation takes the kernels where they can run, as they move fewer bytes, and XLA
+elsewhere. A name takes that implementation or raises. But a step of leaves for which there is
+nothing to gain, in float32 or of less than a tile, is always XLA's.
 """
 
 import functools
@@ -25,26 +25,66 @@ _OLDEST = 8.0
 
 def step(spec: Spec, g, p, slots, absmaxes, s, key, implementation=None):
     """One optimizer step of one leaf, see `xla.step`, by the implementation that fits."""
-    arrays = g, p, slots, absmaxes, s, key
-    small = g.size < TILE or not all(map(coded, slots))
-    if implementation == "xla" or small:
-        return xla.step(spec, *arrays)
-    why = mosaic.why_not(spec, g, p)
-    if implementation is None:
-        if why or why_not_here() or _is_distributed(g):
-            return xla.step(spec, *arrays)
-        return platform_dependent(
-            *arrays,
-            cuda=functools.partial(mosaic.step, spec),
-            default=functools.partial(xla.step, spec),
-        )
-    if why := why or _why_not_gpu():
-        raise ValueError(f'`implementation="mosaic"` cannot run this step: {why}. {_REMEDY}')
-    return platform_dependent(
-        *arrays,
-        cuda=functools.partial(mosaic.step, spec),
-        default=functools.partial(_refused, spec),
+    if g.size < TILE or not all(map(coded, slots)):
+        implementation = "xla"
+    return choose(
+        implementation,
+        why_not_array(g, spec.block_size, *(() if p is None else (p.dtype,))),
+        functools.partial(mosaic.step, spec),
+        functools.partial(xla.step, spec),
+        (g, p, slots, absmaxes, s, key),
     )
+
+
+def choose(implementation, why_not, kernel, general, arrays):
+    """Calls the function that an implementation means, `kernel` or `general`, on the arrays.
+
+    Args:
+      implementation: One of `IMPLEMENTATIONS`, or None for the kernel where it can run.
+      why_not: Why the kernel cannot run on these arrays, or None.
+      kernel: The function for NVIDIA GPUs.
+      general: The function for everything else, with the same results.
+      arrays: The arguments.
+
+    Raises:
+      ValueError: There is no such implementation, or it is `"mosaic"` and cannot run. Where it can
+        run in principle, this is known, and raised, when the function is compiled for a device.
+    """
+    check_implementation(implementation)
+    if implementation == "mosaic":
+        if why := why_not or _why_not_gpu():
+            raise ValueError(f'`implementation="mosaic"` cannot run this: {why}. {_REMEDY}')
+        return platform_dependent(*arrays, cuda=kernel, default=_refusing(general))
+    if implementation == "xla" or why_not or why_not_here() or _is_distributed(arrays[0]):
+        return general(*arrays)
+    return platform_dependent(*arrays, cuda=kernel, default=general)
+
+
+def check_implementation(implementation):
+    """Raises `ValueError` unless the implementation exists."""
+    if implementation is not None and implementation not in IMPLEMENTATIONS:
+        known = " or ".join(f'"{name}"' for name in IMPLEMENTATIONS)
+        raise ValueError(
+            f"`implementation={implementation!r}` does not exist. Use None for the fastest one "
+            f"where the step runs, or {known}."
+        )
+
+
+def why_not_array(x, block_size, *dtypes):
+    """Why there are no kernels for a leaf and further arrays of these dtypes, or None."""
+    if reason := why_not_blocks(block_size):
+        return reason
+    for dtype in (x.dtype, *dtypes):
+        if dtype not in _DTYPES:
+            return f"there are kernels for float32, bfloat16 and float16, not for {dtype}"
+    if x.size < TILE:
+        return f"an array of fewer than {TILE} elements does not fill a kernel"
+    if x.size % block_size and x.size >= 2**31:
+        return f"from 2**31 elements on the block size has to divide their number, {x.size}"
+    return None
+
+
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.uint8)
 
 
 def why_not_here(block_size=256):
@@ -115,8 +155,12 @@ def _refuse(context, *, out):
 mlir.register_lowering(_refusal, _refuse)
 
 
-def _refused(spec, *arrays):
-    """What a step would return, of a function that cannot be compiled."""
-    out, tree = jax.tree.flatten(jax.eval_shape(functools.partial(xla.step, spec), *arrays))
-    avals = tuple(jax.typeof(jnp.zeros(x.shape, x.dtype)) for x in out)
-    return tree.unflatten(_refusal.bind(out=avals))
+def _refusing(general):
+    """A function with the results of `general` that cannot be compiled."""
+
+    def refused(*arrays):
+        out, tree = jax.tree.flatten(jax.eval_shape(general, *arrays))
+        avals = tuple(jax.typeof(jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in out)
+        return tree.unflatten(_refusal.bind(out=avals))
+
+    return refused

@@ -85,6 +85,16 @@ def _rung(codec, codes):
     return codes.view(jnp.float32) - (2.0**23 + codec.zero_code)
 
 
+def storable(codec, values):
+    """Values that a codec can store: 0 for what is not finite, and for negative ones if unsigned."""
+    finite = jnp.abs(values) < jnp.inf
+    return jnp.where(finite, jnp.clip(values, -_LARGEST if codec.signed else 0.0, _LARGEST), 0)
+
+
+_LARGEST = 2.0**126
+"""The largest absmax whose inverse is a normal float32 number."""
+
+
 def as_bytes(codes):
     """Codes as `encode` gives them, as uint8."""
     return codes.astype(jnp.uint8)
@@ -135,6 +145,7 @@ def with_sign_of(x, size):
 
 
 _SIGN_BIT = -(2**31)
+
 
 def _inverse(absmax):
     """1 / absmax, and 0 for a block of zeros (or of numbers too small for float32)."""
@@ -225,7 +236,9 @@ def power(signed, exponent, name="power", root=None):
         odd=exponent % 2 == 1,
         level=lambda rung: _power(rung * step, exponent),
         raw=lambda rung: _power(rung, exponent),
-        raw_root=lambda rung: jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, half),
+        raw_root=lambda rung: (
+            jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, half)
+        ),
         unit=float(top) ** -exponent,
         scale=_inverse,
         nearest=nearest,

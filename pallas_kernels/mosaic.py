@@ -17,22 +17,8 @@ from pallas_kernels import step as shared
 from pallas_kernels.codecs import as_bytes, encode, for_kernel
 from pallas_kernels.dtypes import promote
 from pallas_kernels.hashing import mix, uniform_at
-from pallas_kernels.mosaic_tile import as_rows, cut, run_leaf, why_not_blocks
+from pallas_kernels.mosaic_tile import as_rows, cut, run_leaf
 from pallas_kernels.step import Spec
-
-_FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
-
-
-def why_not(spec: Spec, g, p):
-    """Why there is no kernel for an 8-bit step of a leaf; None if there is one."""
-    if reason := why_not_blocks(spec.block_size):
-        return reason
-    for x in (g,) if p is None else (g, p):
-        if x.dtype not in _FLOATS:
-            return f"there are kernels for float32, bfloat16 and float16, not for {x.dtype}"
-    if g.size % spec.block_size and g.size >= 2**31:
-        return f"from 2**31 elements on the block size has to divide their number, {g.size}"
-    return None
 
 
 def step(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):

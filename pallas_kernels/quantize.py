@@ -6,21 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels import _dispatch, mosaic_quantize
 from pallas_kernels.blocks import (
     absmax_shape,
     block_absmax,
     check_block_size,
     spread,
 )
-from pallas_kernels.codecs import as_bytes, decode, encode, get_codec
+from pallas_kernels.codecs import as_bytes, decode, encode, get_codec, storable
 from pallas_kernels.dtypes import compute_dtype
 from pallas_kernels.hashing import mix, uniform
 
-_LARGEST = 2.0**126
-"""The largest absmax whose inverse is a normal float32 number."""
 
-
-def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_nonzero=False):
+def quantize(
+    x,
+    *,
+    block_size=256,
+    codec="power",
+    signed=True,
+    seed=None,
+    keep_nonzero=False,
+    implementation=None,
+):
     """Stores an array as 8-bit codes with one float32 scale per block.
 
     Block `i` covers elements `i * block_size` up to `(i + 1) * block_size` of the row-major
@@ -40,6 +47,8 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
         where `keep_nonzero`, or the sign rule of the signed dynamic map, lifts it from 0); the same
         seed gives the same codes on every device and in every shape.
       keep_nonzero: Store a value that is not 0 at least on the first level above 0.
+      implementation: `"mosaic"` for the kernel, which reads the array once and needs an NVIDIA GPU,
+        `"xla"`, or None for the kernel where it can run.
 
     Returns:
       `(codes, absmax)`: uint8 in the shape of `x`; float32 of shape
@@ -48,7 +57,8 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
 
     Raises:
       TypeError: `x` is not floating point, or `seed` not a whole number.
-      ValueError: `block_size` or `codec` is not one of the above.
+      ValueError: `block_size`, `codec` or `implementation` is not one of the above, or the kernel is
+        asked for by name and cannot run.
 
     Examples:
       >>> codes, absmax = quantize(jnp.array([0.0, 0.5, -2.0]))
@@ -63,17 +73,30 @@ def quantize(x, *, block_size=256, codec="power", signed=True, seed=None, keep_n
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"`quantize` needs a floating-point array, got {x.dtype}.")
-    return _quantize(x, _key(seed), block_size, get_codec(codec, signed), keep_nonzero)
+    key = None if (key := _key(seed)) is None else mix(key)
+    return _quantize(x, key, block_size, get_codec(codec, signed), keep_nonzero, implementation)
 
 
-@functools.partial(jax.jit, static_argnames=("block_size", "codec", "keep_nonzero"))
-def _quantize(x, key, block_size, codec, keep_nonzero):
-    x = x.astype(compute_dtype(x.dtype))
-    x = jnp.where(jnp.isfinite(x), jnp.clip(x, -_LARGEST, _LARGEST), 0)
-    x = x if codec.signed else jnp.maximum(x, 0)
+_STATIC = ("block_size", "codec", "keep_nonzero", "implementation")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
+def _quantize(x, key, block_size, codec, keep_nonzero, implementation):
+    static = dict(block_size=block_size, codec=codec, keep_nonzero=keep_nonzero)
+    return _dispatch.choose(
+        implementation,
+        _dispatch.why_not_array(x, block_size),
+        functools.partial(mosaic_quantize.quantize, **static),
+        functools.partial(_quantize_xla, **static),
+        (x, key),
+    )
+
+
+def _quantize_xla(x, key, block_size, codec, keep_nonzero):
+    x = storable(codec, x.astype(compute_dtype(x.dtype)))
     absmax = block_absmax(x, block_size)
     scale = spread(codec.scale(absmax), x.shape, block_size).astype(x.dtype)
-    height = None if key is None else uniform(mix(key), x.shape)
+    height = None if key is None else uniform(key, x.shape)
     return as_bytes(encode(codec, x, scale, height, keep_nonzero=keep_nonzero)), absmax
 
 
@@ -88,7 +111,16 @@ def _key(seed):
     return jnp.asarray(seed).astype(jnp.uint32)
 
 
-def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dtype=jnp.float32):
+def dequantize(
+    codes,
+    absmax,
+    *,
+    block_size=256,
+    codec="power",
+    signed=True,
+    dtype=jnp.float32,
+    implementation=None,
+):
     """The array that codes and scales stand for: the inverse of `quantize` up to rounding.
 
     Args:
@@ -98,11 +130,14 @@ def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dty
       codec: As in `quantize`.
       signed: As in `quantize`.
       dtype: The result's dtype; the arithmetic is float32.
+      implementation: `"mosaic"` for the kernel, which needs an NVIDIA GPU, or `"xla"`. None means
+        XLA: it moves as few bytes, and can do it as part of what uses the values.
 
     Raises:
       TypeError: `codes` is not uint8, or `dtype` not floating point.
-      ValueError: `absmax` does not have the shape that `codes` and `block_size` ask for, or
-        `block_size` or `codec` is unknown.
+      ValueError: `absmax` does not have the shape that `codes` and `block_size` ask for,
+        `block_size`, `codec` or `implementation` is unknown, or the kernel is asked for by name and
+        cannot run.
 
     Examples:
       >>> dequantize(jnp.array([128, 255], jnp.uint8), jnp.array([3.0]))
@@ -120,9 +155,23 @@ def dequantize(codes, absmax, *, block_size=256, codec="power", signed=True, dty
             f"`absmax` must have shape {shape} for codes of shape {codes.shape} with "
             f"`block_size={block_size}`, got {absmax.shape}."
         )
-    return _dequantize(codes, absmax, block_size, get_codec(codec, signed)).astype(dtype)
+    return _dequantize(
+        codes, absmax, block_size, get_codec(codec, signed), jnp.dtype(dtype), implementation
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("block_size", "codec"))
-def _dequantize(codes, absmax, block_size, codec):
-    return decode(codec, codes) * spread(absmax, codes.shape, block_size).astype(jnp.float32)
+@functools.partial(jax.jit, static_argnames=("block_size", "codec", "dtype", "implementation"))
+def _dequantize(codes, absmax, block_size, codec, dtype, implementation):
+    static = dict(block_size=block_size, codec=codec, dtype=dtype)
+    return _dispatch.choose(
+        implementation or "xla",
+        _dispatch.why_not_array(codes, block_size, dtype),
+        functools.partial(mosaic_quantize.dequantize, **static),
+        functools.partial(_dequantize_xla, **static),
+        (codes, absmax),
+    )
+
+
+def _dequantize_xla(codes, absmax, block_size, codec, dtype):
+    values = decode(codec, codes) * spread(absmax, codes.shape, block_size).astype(jnp.float32)
+    return values.astype(dtype)

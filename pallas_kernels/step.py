@@ -123,6 +123,7 @@ def scales_for_step(spec, absmaxes, s):
 
 # -------------------------------------------------------------------------------- whole leaves
 
+
 def update_from_signs(spec, signs, out_dtype, p, s):
     """The update, from the int8 signs that a step has kept."""
     direction = signs.astype(s.step_size.dtype)

@@ -1,0 +1,51 @@
+"""Quantization of one array as Pallas kernels on the Mosaic GPU backend."""
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.codecs import as_bytes, decode, encode, for_kernel, storable
+from pallas_kernels.hashing import uniform_at
+from pallas_kernels.mosaic_tile import as_rows, cut, run_leaf
+
+
+def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
+    """`(codes, absmax)` of an array; `key` is a uint32 scalar or None for the nearest levels."""
+    codec = for_kernel(codec, stochastic=key is not None)
+    rows = as_rows(x, block_size)
+    read = dict(x=rows, key=None if key is None else key.reshape(1))
+
+    def quantize_blocks(tile, read, written, out):
+        values = storable(codec, tile.load(read["x"]).astype(jnp.float32))
+        absmax = tile.max(jnp.abs(values))
+        height = None if read["key"] is None else uniform_at(read["key"][0], *tile.index())
+        scale = tile.spread(codec.scale(absmax))
+        codes = encode(codec, values, scale, height, keep_nonzero=keep_nonzero)
+        tile.store(out["codes"], as_bytes(codes))
+        tile.store_blocks(out["absmax"], absmax)
+
+    out = dict(
+        codes=jax.ShapeDtypeStruct(rows.shape, jnp.uint8),
+        absmax=jax.ShapeDtypeStruct((-(-x.size // block_size),), jnp.float32),
+    )
+    pieces = cut(x.size, block_size, [x.dtype])
+    out, _ = run_leaf("quantize", quantize_blocks, pieces, read, {}, out, interpret=interpret)
+    absmax = out["absmax"].reshape(absmax_shape(x.shape, block_size))
+    return out["codes"].reshape(x.shape), absmax
+
+
+def dequantize(codes, absmax, block_size, codec, dtype, *, interpret=None):
+    """The array that codes and scales stand for."""
+    codec = for_kernel(codec)
+    rows = as_rows(codes, block_size)
+
+    def dequantize_blocks(tile, read, written, out):
+        values = decode(codec, tile.load(read["codes"]))
+        values = values * tile.spread(tile.load_blocks(read["absmax"]))
+        tile.store(out["x"], values.astype(dtype))
+
+    read = dict(codes=rows, absmax=absmax.reshape(-1))
+    out = dict(x=jax.ShapeDtypeStruct(rows.shape, dtype))
+    pieces = cut(codes.size, block_size, [dtype])
+    out, _ = run_leaf("dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret)
+    return out["x"].reshape(codes.shape)

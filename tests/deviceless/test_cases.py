@@ -1,0 +1,62 @@
+"""What holds for every case and every kernel, and for the steps of today's optimizers."""
+
+import pytest
+
+from tests.deviceless.compiling import bytes_moved
+from tests.deviceless.targets import TARGETS
+
+pytestmark = pytest.mark.deviceless
+
+MEANT_TO_FAIL = {"harness/fails", "harness/ambiguous"}
+ELEMENTS = 4096 * 4096
+# Bytes of parameters and state of one element: scales are float32, one for 256 codes.
+STATE = {"lion8bit": 1 + 1 / 64, "lamb8bit": 2 + 2 / 64, "lion32bit": 4, "lamb32bit": 8}
+PARAMETER = {"bf16": 2, "f32": 4}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_case_compiles(facts_for, target):
+    errors = facts_for(target).errors()
+    for name in MEANT_TO_FAIL:
+        del errors[name]
+    assert not errors, "\n".join(f"{name}:\n{error}" for name, error in errors.items())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_kernel_spills(facts_for, target):
+    spilled = {
+        (case, kernel["key"]): kernel["sass"]["spilled_bytes"]
+        for case, kernel in facts_for(target).kernels()
+    }
+    assert spilled
+    assert not any(spilled.values()), spilled
+
+
+@pytest.mark.parametrize("mode", ["apply_fused", "update", "apply_fused, XLA", "update, XLA"])
+@pytest.mark.parametrize("dtype", PARAMETER)
+@pytest.mark.parametrize("name", STATE)
+def test_a_donated_step_writes_parameters_and_state_in_place(facts_for, name, dtype, mode):
+    facts = facts_for("h200")[f"{name}/{dtype}/{mode}"]["facts"]
+    count = 4
+    assert facts["alias"] == count + ELEMENTS * (PARAMETER[dtype] + STATE[name])
+
+
+@pytest.mark.parametrize(
+    ("case", "least"),
+    [
+        # The gradient, and everything else read and written once.
+        ("lion32bit/bf16/apply_fused, XLA", 2 + 2 * 2 + 2 * 4),
+        ("lion32bit/bf16/update, XLA", 2 + 2 * 2 + 2 * 4),
+        ("lion32bit/f32/update, XLA", 4 + 2 * 4 + 2 * 4),
+        ("optax.lion/f32/update", 4 + 2 * 4 + 2 * 4),
+        # A pass for the new scales and the parameters (gradient, parameter twice, codes), and one
+        # for the codes (gradient, codes twice).
+        ("lion8bit/bf16/apply_fused, XLA", (2 + 2 * 2 + 1) + (2 + 2 * 1)),
+        # Another pass applies the direction, an int8 that is written and read.
+        ("lion8bit/bf16/update, XLA", (2 + 1 + 1) + (2 + 2 * 1) + (1 + 2 * 2)),
+    ],
+)
+def test_a_step_in_plain_xla_moves_the_bytes_that_its_passes_need(facts_for, case, least):
+    moved = bytes_moved(facts_for("h200")[case]["facts"]) / ELEMENTS
+    # Scales come on top, each of them moved at most ten times by a step of Lion.
+    assert least <= moved <= least + 10 / 64

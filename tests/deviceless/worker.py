@@ -1,0 +1,69 @@
+"""Compiles cases for one target and writes what became of them, as JSON.
+
+    JAX_PLATFORMS=cpu python -m tests.deviceless.worker h200 facts.json [CASE ...]
+
+One target per process, because XLA takes the assembler's settings for a second one from the first.
+The file holds, for each case, `{"facts": ..., "kernels": {key: ...}, "seconds": ...}`, or
+`{"error": ...}` with the traceback of what went wrong.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import tempfile
+import time
+import traceback
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("target")
+    parser.add_argument("out", type=pathlib.Path)
+    parser.add_argument("cases", nargs="*", help="default: all that are meant for the target")
+    args = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as folder:
+        # Read when JAX is imported. On the platform `cpu` the CUDA plugin asks for no driver.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        results = compile_cases(args.target, args.cases, folder)
+    # Under another name first: who reads the file reads all of it.
+    part = args.out.with_name(args.out.name + ".part")
+    part.write_text(json.dumps(results, indent=1))
+    part.replace(args.out)
+
+
+def compile_cases(target_name, names, folder):
+    """`{name: result}` for each case."""
+    from tests.deviceless import cases, dump, models, scaling, targets
+
+    del models, scaling  # they register cases
+    target = targets.TARGETS[target_name]
+    mesh = targets.make_mesh(target)
+    mosaic = dump.Dump(folder, target.architecture)
+    return {name: compile_case(mesh, name, mosaic) for name in names or cases.names(target_name)}
+
+
+def compile_case(mesh, name, mosaic):
+    """The result for one case. `mosaic` is a `dump.Dump`."""
+    from tests.deviceless import cases, compiling
+
+    start = time.monotonic()
+    mosaic.forget()  # what a case left that failed
+    try:
+        case = cases.build(name)
+        executable = compiling.compile_for(mesh, case.fn, *case.args, donate=case.donate)
+        made = mosaic.new()
+        return {
+            "facts": compiling.facts(executable, made),
+            "kernels": {kernel.key: kernel.facts() for kernel in made},
+            "seconds": round(time.monotonic() - start, 2),
+        }
+    except Exception:  # the other cases have their own facts
+        return {"error": traceback.format_exc()}
+
+
+if __name__ == "__main__":
+    main()
