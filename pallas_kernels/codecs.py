@@ -33,7 +33,8 @@ class Codec(NamedTuple):
       above `y`, but for a rounding error, its level, and that of the next rung.
     - `raw(rung) * unit` is `level(rung)` and `raw_root(rung) * sqrt(unit)` its square root, but for
       rounding errors: cheaper where `unit` can be made part of a block's scale.
-    - A value on a rung has the code `zero_code + rung`, or `zero_code - rung` if it is negative.
+    - A value on a rung has the code `zero_code + rung`, or `zero_code - rung` if it is negative; on
+      the negative side a ladder ends at code 0, where it may lack its top.
     """
 
     name: str
@@ -42,12 +43,10 @@ class Codec(NamedTuple):
     """The code whose value is exactly 0; fresh state is filled with it."""
     top: int
     """The rung of magnitude 1."""
-    top_negative: int
-    """The last rung on the negative side: below `top` where -1 has no code; 0 if unsigned."""
     negative_never_zero: bool
     """Negative values are never stored as zero (the sign rule of bitsandbytes' signed map)."""
     odd: bool
-    """`level(-rung) == -level(rung)`, so that decoding needs no case for the sign."""
+    """`level(-rung)` is `-level(rung)` and not `level(rung)`."""
     level: Callable
     raw: Callable
     raw_root: Callable
@@ -75,7 +74,7 @@ def decode_raw_root(codec, codes, dtype=jnp.float32):
 def _with_sign(codec, level, rung):
     if codec.odd or not codec.signed:
         return level(rung)
-    return with_sign_of(rung, level(jnp.abs(rung)))
+    return with_sign_of(rung, level(rung))
 
 
 def _rung(codec, codes):
@@ -86,7 +85,7 @@ def _rung(codec, codes):
 
 
 def storable(codec, values):
-    """Values that a codec can store: 0 for what is not finite, and for negative ones if unsigned."""
+    """Values that a codec can store: 0 for those that are not finite, or negative if unsigned."""
     finite = jnp.abs(values) < jnp.inf
     return jnp.where(finite, jnp.clip(values, -_LARGEST if codec.signed else 0.0, _LARGEST), 0)
 
@@ -115,25 +114,23 @@ def encode(codec, values, scale, height=None, *, keep_nonzero=False):
       keep_nonzero: Store what is not zero at least on the first rung. For second moments, by whose
         root a step divides: one that is rounded to zero blows the update up.
     """
-    values = values.astype(jnp.float32)
     magnitude = jnp.abs(values) if codec.signed else values
     if height is None:
         rung = codec.nearest(magnitude, scale)
     else:
-        y = magnitude * scale
+        y = _float32(magnitude * scale)
         rung, low, high = codec.bracket(y)
         rung = jnp.where(y > (2 * low - high) + height * (high - low), rung + 1, rung)
     if keep_nonzero:
         rung = jnp.where(magnitude > 0, jnp.maximum(rung, 1), rung)
+    if codec.negative_never_zero:  # a rung that is not rounded yet may be bounded all the same
+        rung = jnp.where(values < 0, jnp.maximum(rung, 1), rung)
     if codec.signed:
-        # A rung that is not rounded yet may be bounded by whole numbers all the same.
-        negative = values < 0
-        if codec.negative_never_zero:
-            rung = jnp.where(negative, jnp.maximum(rung, 1), rung)
-        if codec.top_negative < codec.top:
-            rung = jnp.where(negative, jnp.minimum(rung, codec.top_negative), rung)
-        rung = with_sign_of(values, rung)
-    return (rung + (2.0**23 + codec.zero_code)).view(jnp.int32)
+        rung = with_sign_of(values.astype(jnp.float32), rung)
+    number = rung + (2.0**23 + codec.zero_code)
+    if codec.signed and codec.top > codec.zero_code:  # the top has no code on the negative side
+        number = jnp.maximum(number, 2.0**23)
+    return number.view(jnp.int32)
 
 
 def with_sign_of(x, size):
@@ -152,6 +149,10 @@ def _inverse(absmax):
     return jnp.where(absmax >= _TINY, 1 / absmax, 0)
 
 
+def _float32(x):
+    return x.astype(jnp.float32)
+
+
 _TINY = 2.0**-126
 _ROUND = 1.5 * 2.0**23
 
@@ -166,7 +167,7 @@ def _nearest_by_levels(bracket):
     """`nearest` for any ladder, from `bracket`."""
 
     def nearest(x, scale):
-        y = x * scale
+        y = _float32(x * scale)
         rung, low, high = bracket(y)
         return jnp.where(y > 0.5 * (low + high), rung + 1, rung)
 
@@ -222,8 +223,8 @@ def power(signed, exponent, name="power", root=None):
         return rung, _power(at, exponent), _power(at + step, exponent)
 
     nearest = {
-        1: lambda x, scale: jnp.minimum(top * (x * scale), top),
-        3: lambda x, scale: _nearest_cube(x * scale, root, top),
+        1: lambda x, scale: jnp.minimum(top * _float32(x * scale), top),
+        3: lambda x, scale: _nearest_cube(_float32(x * scale), root, top),
     }.get(exponent, _nearest_by_levels(bracket))
     half = exponent // 2
     return Codec(
@@ -231,7 +232,6 @@ def power(signed, exponent, name="power", root=None):
         signed=signed,
         zero_code=128 if signed else 0,
         top=top,
-        top_negative=top if signed else 0,
         negative_never_zero=False,
         odd=exponent % 2 == 1,
         level=lambda rung: _power(rung * step, exponent),
@@ -263,27 +263,30 @@ def _nearest_cube(y, root, top):
 # ------------------------------------------------------------------------------------- dynamic
 
 
-def dynamic(signed):
+def dynamic(signed, five_to=None, five_to_7_minus=None):
     """Bitsandbytes' dynamic map in closed form.
 
     Seven decades; decade i holds N equally spaced levels, N = 2**i signed and 2**(i+1) unsigned:
     `10**(i-6) * (0.1 + 0.9 * (j + 0.5) / N)`. Counting rungs so that `a = N + j` turns decade and
     place in the decade into exponent and mantissa of `a`. Signed, +1 has a code and -1 has none.
+
+    `five_to(2**i)` and `five_to_7_minus(2**23 + i)` override how `5**i`, which must be exact, and
+    `5**(7 - i)` are found for i from 0 to 7; `five_to(0)` is 0.
     """
+    five_to = five_to or _five_to
+    five_to_7_minus = five_to_7_minus or _five_to_7_minus
     shift = 0 if signed else 1  # a = rung + shift
     top = 128 if signed else 255
     most = 64.0 if signed else 128.0  # levels in the last decade
 
     def level(rung):
-        a = rung + shift
-        # The sign of -0.0 is no exponent.
-        exponent = a.view(jnp.int32) & 0x7F800000
-        count = exponent.view(jnp.float32)  # N
-        # 10**i / N is 5**i, or half of it: whole, so that the only rounding is that of 1e-6.
-        inside = 0.9 * (a - count) + (0.1 * count + 0.45)
-        fives = _five_to_the((exponent >> 23) + (1 - shift))  # the exponent is biased by 127
-        value = inside * (fives * (1e-6 if signed else 0.5e-6))
-        return jnp.where(rung == 0, 0.0, jnp.where(rung >= top, 1.0, value))
+        a = rung if signed else rung + 1  # and the sign does not matter
+        count = (a.view(jnp.int32) & 0x7F800000).view(jnp.float32)  # N, or 0
+        # 10**i / N is a power of five, or half of it: the only rounding is that of 1e-6.
+        inside = 0.9 * (jnp.abs(a) - count) + (0.1 * count + 0.45)
+        value = inside * (five_to(count) * (1e-6 if signed else 0.1e-6))
+        value = jnp.where(jnp.abs(rung) >= top, 1.0, value)
+        return value if signed else jnp.where(rung == 0, 0.0, value)
 
     def place(y):
         """N of the decade of `y`, and how many of the N parts of the decade lie below `y`."""
@@ -291,14 +294,14 @@ def dynamic(signed):
         # into the decade below. It may put the end of one into the decade above; place is then
         # -3e-5, and what follows treats that as the start.
         decade = jnp.log2(jnp.maximum(y, 3.2e-7)) * _LOG10_2 + (6.5 + 2e-6)
-        decade = (jnp.minimum(decade, 6.4) + 2.0**23).view(jnp.int32)
-        count = ((decade << 23) + ((127 + shift) << 23)).view(jnp.float32)
-        # 10**(6 - i) * N is 5**(6 - i) * most, and 7 - i has the opposite bits of i.
-        scaled = y * (_five_to_the(~decade) * (most / 0.9 / 5))
+        decade = jnp.minimum(decade, 6.4) + 2.0**23  # rounded, 2**23 + i
+        count = ((decade.view(jnp.int32) << 23) + ((127 + shift) << 23)).view(jnp.float32)
+        # 10**(6 - i) * N is 5**(6 - i) * most.
+        scaled = y * (five_to_7_minus(decade) * (most / 0.9 / 5))
         return count, scaled - count * (1 / 9)
 
     def nearest(x, scale):
-        y = x * scale
+        y = _float32(x * scale)
         count, parts = place(y)
         # Levels are the middles of the parts. Below the first one of a decade the spacing changes,
         # and so does the height at which the level below is as near.
@@ -317,7 +320,6 @@ def dynamic(signed):
         signed=signed,
         zero_code=127 if signed else 0,
         top=top,
-        top_negative=127 if signed else 0,
         negative_never_zero=signed,
         odd=False,
         level=level,
@@ -333,8 +335,16 @@ def dynamic(signed):
 _LOG10_2 = 0.30102999566398120
 
 
-def _five_to_the(n):
-    """5 to the power of the lowest three bits of the integers `n`, exactly."""
+def _five_to(count):
+    power = _five_to_low_bits((count.view(jnp.int32) >> 23) + 1)  # an exponent is biased by 127
+    return jnp.where(count == 0, 0, power)
+
+
+def _five_to_7_minus(decade):
+    return _five_to_low_bits(~decade.view(jnp.int32))
+
+
+def _five_to_low_bits(n):
     value = jnp.where(n & 1 == 0, 1.0, 5.0)
     value = jnp.where(n & 2 == 0, value, value * 25.0)
     return jnp.where(n & 4 == 0, value, value * 625.0).astype(jnp.float32)
@@ -345,6 +355,12 @@ def _five_to_the(n):
 
 def for_kernel(codec, stochastic=False):
     """The same codec for use inside a GPU kernel, where roots and logarithms are instructions."""
+    if codec.name == "dynamic":
+        return dynamic(
+            codec.signed,
+            lambda count: _round(jnp.exp2(jnp.log2(count) * _LOG2_5)),
+            lambda decade: jnp.exp2((2.0**23 + 7 - decade) * _LOG2_5),
+        )
     if codec.name != "power":
         return codec
     if codec.signed and not stochastic:
@@ -370,6 +386,7 @@ def _cube_position(x, offset):
     return jnp.exp2(log) - 0.25 * jnp.minimum(jnp.exp2(-log), _CUBE_BOUND)
 
 
+_LOG2_5 = 2.321928094887362
 _LOG2_127 = 6.98868468677217
 _CUBE_BOUND = 1.174802
 """4 (t - 1/2) where t**3 = 1/2 is the middle between the cubes of 0 and 1."""

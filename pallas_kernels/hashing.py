@@ -23,7 +23,7 @@ def mix(x):
 def uniform(key, shape):
     """Uniform float32 numbers in [1, 2), one per element, from a uint32 key.
 
-    Element `i` of the flattened tensor gets half of a hash of `key` and `i // 2`: the same in every
+    Element `i` of the flattened tensor gets what a hash makes of `key` and `i`: the same in every
     shape, on every mesh and in every implementation.
     """
     group, lane = _flat_index(shape)
@@ -35,23 +35,16 @@ def uniform_at(key, index, high=None):
     """The number of the element with this index (uint32, of which `high` is what is beyond)."""
     if high is not None:
         key = key ^ mix(high * jnp.uint32(0x9E3779B9))
-    # Eight elements share a hash, from which each two get a number of their own, of 16 bits each: the
-    # rounding error of a gap by 2**-17 of it is below that of float32.
-    pair = (index >> 1) & 3
-    multiplier = jnp.where(
-        pair < 2,
-        jnp.where(pair == 0, jnp.uint32(_MULTIPLIERS[0]), jnp.uint32(_MULTIPLIERS[1])),
-        jnp.where(pair == 2, jnp.uint32(_MULTIPLIERS[2]), jnp.uint32(_MULTIPLIERS[3])),
-    )
-    number = mix((index >> 3) ^ key) * multiplier
-    number = number ^ (number >> 16)
-    # The 16 bits become the top of the mantissa of a number in [1, 2), with half a unit added so that
-    # the mean is 3/2. What stands below the upper half is left there.
-    mantissa = jnp.where(index & 1 == 0, (number & 0xFFFF) << 7, number >> 9)
-    return (mantissa | 0x3F800040).view(jnp.float32)
+    # Eight elements share a hash and go on from it as a multiplicative generator does, each by a
+    # power of the multiplier. The upper bits become the mantissa of a number in [1, 2).
+    number = mix((index >> 3) ^ key)
+    for bit in range(3):
+        power = jnp.uint32(pow(_MULTIPLIER, 2**bit, 2**32))
+        number = number * jnp.where(index & 2**bit == 0, jnp.uint32(1), power)
+    return ((number >> 9) | 0x3F800000).view(jnp.float32)
 
 
-_MULTIPLIERS = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+_MULTIPLIER = 0x93D765DD
 
 
 def _flat_index(shape):

@@ -158,7 +158,7 @@ class Tile(_Rows):
             _store(ref.at[rows], value)
 
     def shortcut(self, condition, short, general):
-        """Runs `short` where the condition holds, and otherwise `general`, which is always right."""
+        """Runs `short` if the condition holds, and else `general`, which is right in any case."""
         pl.when(condition)(short)
         pl.when(jnp.logical_not(condition))(general)
 

@@ -57,8 +57,8 @@ def quantize(
 
     Raises:
       TypeError: `x` is not floating point, or `seed` not a whole number.
-      ValueError: `block_size`, `codec` or `implementation` is not one of the above, or the kernel is
-        asked for by name and cannot run.
+      ValueError: `block_size`, `codec` or `implementation` is not one of the above, or a kernel
+        that is asked for by name cannot run.
 
     Examples:
       >>> codes, absmax = quantize(jnp.array([0.0, 0.5, -2.0]))

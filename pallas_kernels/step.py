@@ -79,7 +79,7 @@ def decayed(spec, direction, usable, p, s):
 
 
 def direction(spec, stored, usable, p, s, **divide):
-    """The direction of a rule that goes by its new slots, `stored` as `decode_for_step` gives them."""
+    """The direction of a rule that goes by its new slots, as `decode_for_step` gives them."""
     return decayed(spec, spec.rule.direction(stored, s, **divide), usable, p, s)
 
 
@@ -112,10 +112,11 @@ def scales_for_step(spec, absmaxes, s):
     """What `decode_for_step` multiplies slots by: a value for every block, or one for all."""
 
     def scale(slot, codec, absmax, factor):
+        factor = jnp.asarray(factor, s.step_size.dtype)
         if absmax is None:
-            return jnp.asarray(factor)
+            return factor
         scale = jnp.sqrt(absmax) * codec.unit**0.5 if slot.second_moment else absmax * codec.unit
-        return scale * factor
+        return scale.astype(factor.dtype) * factor
 
     columns = zip(spec.rule.slots, spec.codecs, absmaxes, spec.rule.factors(s), strict=True)
     return tuple(scale(*column) for column in columns)

@@ -38,6 +38,10 @@ class Hyper:
     percentile: int | None = None
     block_size: int | None = 256
     codec: str = "power"
+    tie: float = 0.0
+    """What share of a gap two distances may differ by and still be a tie."""
+    operation: float = 0.0
+    """Relative error that an implementation adds to a direction beyond rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +123,9 @@ def check_slot(fields, slot, value, error, hyper, signed, stochastic):
     if stochastic:
         ok = oracles.admissible(y, stored, hyper.codec, signed, slack, zero_rule=True)
     else:
-        excess, _ = oracles.nearest_excess(y, stored, hyper.codec, signed)
+        excess, gap = oracles.nearest_excess(y, stored, hyper.codec, signed)
         # A tie: both distances change by at most the slack, so the wrong one may look shorter.
-        ok = excess.reshape(y.shape) <= 2 * slack
+        ok = excess.reshape(y.shape) <= 2 * slack + hyper.tie * gap.reshape(y.shape)
     assert ok.all(), (slot, np.argwhere(~ok)[:3], y[~ok][:3], stored[~ok][:3])
 
 
@@ -223,7 +227,7 @@ def judge_lamb(observed, hyper):
         read(observed.after, "nu", hyper, False), hyper.b2, t, hyper.bias_correction
     )
     corrections = [correction_error(b, t) * hyper.bias_correction for b in (hyper.b1, hyper.b2)]
-    relative = sum(corrections) + OPERATIONS * ULP
+    relative = sum(corrections) + OPERATIONS * ULP + hyper.operation
     relative += read_error(observed.after, "mu", hyper, True)
     relative += read_error(observed.after, "nu", hyper, False)
     if hyper.amsgrad:

@@ -1,0 +1,238 @@
+"""The kernels do what the XLA path does: here in Pallas's interpreter, with `-m gpu` on a GPU.
+
+The oracles judge steps of both in `test_rules_against_oracle`. This is about everything that a
+kernel has and they do not see: tiles and rests, both ways to emit a step, every mix of dtypes.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from pallas_kernels import mosaic, rules, xla
+from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.codecs import get_codec
+from pallas_kernels.mosaic_tile import TILE, Cut, Rest, cut
+from pallas_kernels.step import Spec
+from tests import oracles
+from tests.kernels.interpreted import KERNELS, interpreted_step
+
+RULES = {"lion": rules.LION, "lamb": rules.LAMB, "lamb_amsgrad": rules.LAMB_AMSGRAD}
+SCALARS = rules.Scalars(
+    b1=0.9, one_minus_b1=0.1, b2=0.99, one_minus_b2=0.01, debias1=1 / (1 - 0.9**3),
+    debias2=1 / (1 - 0.99**3), eps=1e-8, weight_decay=0.1, step_size=-0.01,
+)  # fmt: skip
+# An interpreted kernel, and a real one.
+RUN = pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param(interpreted_step, id="interpreted"),
+        pytest.param(mosaic.step, id="gpu", marks=pytest.mark.gpu),
+    ],
+)
+
+
+class Leaf(NamedTuple):
+    """What one step of a leaf is made from, and with which choices."""
+
+    rule: str = "lion"
+    shape: tuple[int, ...] = (9001,)
+    p: str = "float32"
+    g: str = "float32"
+    codec: str = "power"
+    block: int = 256
+    decay: str | None = "decoupled"
+    emit: str = "params"
+    bad: bool = True
+
+    @property
+    def spec(self):
+        rule = RULES[self.rule]
+        codecs = tuple(get_codec(self.codec, slot.signed) for slot in rule.slots)
+        return Spec(rule, codecs, self.block, self.decay, self.emit)
+
+    def arrays(self):
+        rng = np.random.default_rng(0)
+        slots = self.spec.rule.slots
+        g = rng.normal(size=self.shape) * rng.lognormal(size=self.shape)
+        if self.bad:  # in the first tile and in the last block
+            g.ravel()[[5, 300, -1]] = [np.nan, np.inf, -np.inf]
+        codes = (rng.integers(int(s.signed), 256, self.shape) for s in slots)
+        scales = (rng.uniform(0.5, 2, absmax_shape(self.shape, self.block)) for _ in slots)
+        return (
+            jnp.asarray(g, self.g),
+            jnp.asarray(rng.normal(size=self.shape), self.p),
+            tuple(jnp.asarray(c, jnp.uint8) for c in codes),
+            tuple(jnp.asarray(a, jnp.float32) for a in scales),
+            SCALARS,
+            jnp.uint32(2025),
+        )
+
+
+def identity(leaf):
+    """A name for a test, from what differs from the default."""
+    pairs = zip(leaf, Leaf._field_defaults.values(), leaf._fields, strict=True)
+    parts = [f"{name}={value}" for value, default, name in pairs if value != default]
+    return "-".join(parts).replace(" ", "") or "default"
+
+
+LEAVES = [
+    # Sizes: one tile, whole tiles, blocks left over, part of a block left over, all of it.
+    *(Leaf(shape=shape) for shape in [(TILE,), (4, 2048), (35, 256), (4097,), (3, 5, 7, 64)]),
+    *(Leaf("lamb", shape=shape) for shape in [(TILE,), (4, 2048), (35, 256), (4097,), (9001,)]),
+    # What a step is made of.
+    *(Leaf(p=p, g=g) for p in ("float32", "bfloat16") for g in ("bfloat16", "float16")),
+    Leaf(p="float16", g="float32", emit="updates"),
+    Leaf(p="bfloat16", g="bfloat16", decay=None),
+    Leaf("lamb", p="bfloat16", g="float32"),
+    Leaf("lamb", p="float32", g="float16", emit="updates"),
+    *(Leaf(rule, decay=decay, emit="updates") for rule in RULES for decay in (None, "coupled")),
+    *(Leaf(rule, decay="coupled") for rule in RULES),
+    # How it is stored.
+    *(Leaf(rule, codec=codec) for rule in RULES for codec in ("dynamic", "linear")),
+    *(Leaf(block=block) for block in (32, 64, 128, 512, 1024)),
+    Leaf("lamb", block=64, shape=(2, 4200)),
+    Leaf("lamb", bad=False),
+    Leaf("lamb_amsgrad", p="bfloat16", g="bfloat16", emit="updates"),
+]
+
+
+@functools.cache
+def run(step, leaf):
+    return jax.jit(functools.partial(step, leaf.spec))(*leaf.arrays())
+
+
+@RUN
+@pytest.mark.parametrize("leaf", LEAVES, ids=identity)
+def test_a_kernel_does_what_xla_does(kernel, leaf):
+    out, slots, absmaxes = run(kernel, leaf)
+    expected, expected_slots, expected_absmaxes = run(xla.step, leaf)
+    for a, b in zip(absmaxes, expected_absmaxes, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        # One unit in the last place, as a multiply-add may round once or twice.
+        np.testing.assert_allclose(a, b, rtol=2.0**-23)
+    for slot, a, b in zip(leaf.spec.rule.slots, slots, expected_slots, strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        apart = np.abs(np.int64(a) - np.int64(b))
+        # One apart, and rarely: at a tie, which is a thousandth of a gap wide at most, or where the
+        # random turn is as near to the value as that.
+        assert apart.max() <= 1, slot.name
+        assert (apart > 0).mean() < 2e-3, slot.name
+    assert (out.shape, out.dtype) == (expected.shape, expected.dtype)
+    eps_of = out.dtype
+    out, expected = (np.asarray(x.astype(jnp.float32), np.float64) for x in (out, expected))
+    same = np.all([np.asarray(a) == b for a, b in zip(slots, expected_slots, strict=True)], axis=0)
+    # An update is good to a few roundings and those of two norms. It is rounded to its dtype, or
+    # added to a parameter and rounded with it; where the two cancel, the parameter is the larger.
+    p = np.abs(np.asarray(leaf.arrays()[1].astype(jnp.float32), np.float64))
+    size = np.abs(expected) + (p if leaf.emit == "params" else 0)
+    bound = (float(jnp.finfo(eps_of).eps) + 2.0**-20) * size
+    assert (np.abs(out - expected) <= bound)[same].all()
+
+
+@RUN
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("codec", ["power", "dynamic"])
+def test_bad_elements_stay_as_they_were(kernel, rule, codec):
+    leaf = Leaf(rule, codec=codec)
+    _, p, _, _, _, _ = leaf.arrays()
+    out, _, absmaxes = run(kernel, leaf)
+    np.testing.assert_array_equal(out[np.array([5, 300, -1])], p[np.array([5, 300, -1])])
+    assert all(np.isfinite(x).all() for x in (out, *absmaxes))
+
+
+@RUN
+@pytest.mark.parametrize("rule", RULES)
+def test_zeros_stay_zeros(kernel, rule):
+    leaf = Leaf(rule)
+    g, p, slots, absmaxes, s, key = leaf.arrays()
+    zero_codes = [codec.zero_code for codec in leaf.spec.codecs]
+    slots = tuple(jnp.full_like(x, z) for x, z in zip(slots, zero_codes, strict=True))
+    arrays = (jnp.zeros_like(g), jnp.zeros_like(p), slots, absmaxes, s, key)
+    out, new_slots, new_absmaxes = jax.jit(functools.partial(kernel, leaf.spec))(*arrays)
+    for a, b in zip(new_slots, slots, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert not any(np.any(x) for x in (out, *new_absmaxes))
+
+
+@RUN
+@pytest.mark.parametrize("rule", RULES)
+def test_emitted_parameters_are_parameters_plus_updates(kernel, rule):
+    params, updates = (run(kernel, Leaf(rule, emit=emit)) for emit in ("params", "updates"))
+    p = np.float64(Leaf(rule).arrays()[1])
+    size = np.abs(p) + np.abs(updates[0])
+    assert (np.abs(p + updates[0] - params[0]) <= 2 * 2.0**-23 * size).all()
+    jax.tree.map(np.testing.assert_array_equal, params[1:], updates[1:])
+
+
+@RUN
+def test_a_step_can_be_mapped_and_scanned(kernel):
+    leaf = Leaf("lamb", shape=(4500,), bad=False)
+    g, p, slots, absmaxes, s, key = leaf.arrays()
+    step = functools.partial(kernel, leaf.spec)
+    two = jax.tree.map(lambda x: jnp.stack([x, x]), (g, p, slots, absmaxes))
+    mapped = jax.jit(jax.vmap(lambda *a: step(*a, s, key)))(*two)
+    once = jax.jit(lambda *a: step(*a, s, key))(g, p, slots, absmaxes)
+    for row in (0, 1):
+        one_of_two = jax.tree.map(lambda x, row=row: x[row], mapped)
+        jax.tree.map(np.testing.assert_array_equal, one_of_two, once)
+
+    def body(carry, _):
+        p, slots, absmaxes = carry
+        return step(g, p, slots, absmaxes, s, key), None
+
+    scanned, _ = jax.jit(lambda c: jax.lax.scan(body, c, length=2))((p, slots, absmaxes))
+    twice = jax.jit(lambda c: step(g, *c, s, key))(once)
+    jax.tree.map(np.testing.assert_array_equal, scanned, twice)
+
+
+def test_tiles_do_not_race():
+    """The interpreter looks at every access of every CTA."""
+    racing = functools.partial(mosaic.step, interpret=plgpu.InterpretGPUParams(detect_races=True))
+    for leaf in (Leaf(shape=(2, TILE)), Leaf("lamb", shape=(2, TILE))):
+        jax.tree.map(np.testing.assert_array_equal, run(racing, leaf), run(interpreted_step, leaf))
+
+
+@pytest.mark.parametrize(
+    "leaf, names",
+    [
+        (Leaf(), ["lion_step"]),
+        (Leaf(emit="updates"), ["lion_signs"]),
+        (Leaf("lamb"), ["lamb_moments", "lamb_apply"]),
+        (Leaf("lamb", emit="updates"), ["lamb_moments"]),
+    ],
+    ids=lambda x: identity(x) if isinstance(x, Leaf) else "",
+)
+def test_kernels_have_names(leaf, names):
+    text = str(jax.make_jaxpr(functools.partial(mosaic.step, leaf.spec))(*leaf.arrays()))
+    assert [name for name in KERNELS if name in text] == names
+
+
+@pytest.mark.parametrize("block", [32, 256, 1024])
+@pytest.mark.parametrize("row", [0, 2**24 - 1, 2**24, 2**31 - 1024])
+def test_indices_hold_more_than_32_bits(block, row):
+    """What random rounding is seeded with, against Python's integers."""
+    leaf = Cut(size=2**40, block=block, rows=TILE // block, vector=4)
+    first = row // leaf.rows * leaf.rows
+    rest = Rest(leaf._replace(size=leaf.size + leaf.rows * block), 0, (2, block))
+    rest._first = first  # as the tile number sets it in a kernel
+    low, high = rest.index()
+    index = (first + np.arange(2))[:, None] * block + np.arange(block)
+    np.testing.assert_array_equal(low, index % 2**32)
+    np.testing.assert_array_equal(np.broadcast_to(high, index.shape), index // 2**32)
+
+
+@pytest.mark.parametrize("size", [TILE, TILE + 1, 10 * TILE - 1, 10 * TILE + 300])
+@pytest.mark.parametrize("block", [32, 256, 1024])
+def test_tiles_and_rest_cover_a_leaf_once(size, block):
+    leaf = cut(size, block, ["bfloat16"])
+    assert leaf.covered <= size < leaf.covered + TILE
+    assert leaf.covered % block == 0
+    np.testing.assert_array_equal(
+        oracles.block_of(size, block)[leaf.covered :: block],
+        np.arange(leaf.covered // block, -(-size // block)),
+    )
