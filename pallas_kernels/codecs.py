@@ -109,8 +109,8 @@ def encode(codec, values, scale, height=None, *, keep_nonzero=False):
       values: Array, not negative if the codec is unsigned.
       scale: `codec.scale` of the block's absmax.
       height: Where in the gap between two neighbouring levels rounding turns upwards. None rounds
-        to the nearest level; an array of uniform random numbers in [1, 2), of which 1 stands for
-        the bottom of the gap, rounds without bias.
+        to the nearest level; an array of uniform random numbers between 1, the bottom of the gap,
+        and 2 rounds without bias.
       keep_nonzero: Store what is not zero at least on the first rung. For second moments, by whose
         root a step divides: one that is rounded to zero blows the update up.
     """

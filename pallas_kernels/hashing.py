@@ -21,7 +21,7 @@ def mix(x):
 
 
 def uniform(key, shape):
-    """Uniform float32 numbers in [1, 2), one per element, from a uint32 key.
+    """Uniform float32 numbers between 1 and 2, one per element, from a uint32 key.
 
     Element `i` of the flattened tensor gets what a hash makes of `key` and `i`: the same in every
     shape, on every mesh and in every implementation.
@@ -36,12 +36,14 @@ def uniform_at(key, index, high=None):
     if high is not None:
         key = key ^ mix(high * jnp.uint32(0x9E3779B9))
     # Eight elements share a hash and go on from it as a multiplicative generator does, each by a
-    # power of the multiplier. The upper bits become the mantissa of a number in [1, 2).
+    # power of the multiplier. The upper 16 bits and half a unit become the mantissa. So the mean is
+    # 3/2, and the ends are further away than the rounding errors that would move a value from the
+    # level that it lies on.
     number = mix((index >> 3) ^ key)
     for bit in range(3):
         power = jnp.uint32(pow(_MULTIPLIER, 2**bit, 2**32))
         number = number * jnp.where(index & 2**bit == 0, jnp.uint32(1), power)
-    return ((number >> 9) | 0x3F800000).view(jnp.float32)
+    return ((number >> 9) & 0x007FFF80 | 0x3F800040).view(jnp.float32)
 
 
 _MULTIPLIER = 0x93D765DD

@@ -1,0 +1,94 @@
+"""Cases for the kernels: one leaf, called below Optax, with the gradient kept.
+
+Compiled for every target: a Mosaic kernel is assembled for each of them anew.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+import pallas_kernels
+from pallas_kernels import mosaic, rules
+from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.codecs import get_codec
+from pallas_kernels.step import Spec
+from tests.deviceless.cases import Case, case, ours
+
+SHAPE = (4096, 4096)  # whole tiles: no rows over
+RAGGED = (4099, 1000)
+HUGE = (2**23 + 48, 256)  # more than 2**31 elements
+RULES = {"lion": rules.LION, "lamb": rules.LAMB, "lamb_amsgrad": rules.LAMB_AMSGRAD}
+BF16, F32, F16 = jnp.bfloat16, jnp.float32, jnp.float16
+BLOCK_SIZES = (32, 64, 128, 512, 1024)
+DTYPES = {"bf16": (BF16, BF16), "f32": (F32, F32), "f32-bf16": (F32, BF16), "f16": (F16, F16)}
+"""Of parameter and gradient."""
+
+
+def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, shape=SHAPE):
+    """A `Case`: one step. State is donated, and what the result can take the place of."""
+    rule = RULES[rule]
+    codecs = tuple(get_codec(codec, slot.signed) for slot in rule.slots)
+    spec = Spec(rule, codecs, block, decay, emit)
+    array = jax.ShapeDtypeStruct
+    scalars = rules.Scalars(*(None if x is None else array((), F32) for x in rules.Scalars()))
+    arguments = (
+        array(shape, g),
+        array(shape, p),
+        tuple(array(shape, jnp.uint8) for _ in rule.slots),
+        tuple(array(absmax_shape(shape, block), F32) for _ in rule.slots),
+        scalars,
+        array((), jnp.uint32),
+    )
+    donate = (1, 2, 3) if emit == "params" else (0, 2, 3)
+    return Case(functools.partial(mosaic.step, spec), arguments, donate)
+
+
+def _add(name, *arguments, targets=None, **options):
+    register = case(f"kernel/{name}", **({} if targets is None else dict(targets=targets)))
+    register(functools.partial(step, *arguments, **options))
+
+
+# What is counted, and every target has to make of it.
+for _rule in ("lion", "lamb"):
+    for _codec in ("power", "dynamic"):
+        _add(f"{_rule}/{_codec}/bf16", _rule, BF16, BF16, codec=_codec)
+# What one target is enough for.
+ONE = dict(targets=("h200",))
+for _rule in RULES:
+    for _dtypes, (_p, _g) in DTYPES.items():
+        for _emit in ("params", "updates"):
+            _add(f"{_rule}/{_dtypes}/{_emit}", _rule, _p, _g, decay="decoupled", emit=_emit, **ONE)
+            _ragged = dict(decay="decoupled", emit=_emit, shape=RAGGED)
+            if _dtypes in ("bf16", "f32"):
+                _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, **_ragged, **ONE)
+    _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
+for _block in BLOCK_SIZES:
+    for _dtypes in ("bf16", "f32"):
+        _add(f"lion/{_dtypes}/block {_block}", "lion", *DTYPES[_dtypes], block=_block, **ONE)
+        _add(f"lamb/{_dtypes}/block {_block}", "lamb", *DTYPES[_dtypes], block=_block, **ONE)
+
+
+@case("kernel/quantize", targets=("h200",))
+def _():
+    x = jax.ShapeDtypeStruct(SHAPE, BF16)
+    return Case(functools.partial(pallas_kernels.quantize, implementation="mosaic"), (x,))
+
+
+@case("kernel/dequantize", targets=("h200",))
+def _():
+    codes = jax.ShapeDtypeStruct(SHAPE, jnp.uint8)
+    absmax = jax.ShapeDtypeStruct(absmax_shape(SHAPE, 256), F32)
+    function = functools.partial(pallas_kernels.dequantize, dtype=BF16, implementation="mosaic")
+    return Case(function, (codes, absmax))
+
+
+def _equal_leaves(count):
+    return {str(i): jax.ShapeDtypeStruct(SHAPE, BF16) for i in range(count)}
+
+
+for _name in ("lion8bit", "lamb8bit"):
+    for _fused in (True, False):
+        case(f"kernel/8 leaves/{_name}/{_fused}", targets=("h200",))(
+            functools.partial(ours, _name, _equal_leaves(8), _fused)
+        )

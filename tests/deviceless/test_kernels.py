@@ -1,0 +1,186 @@
+"""What the kernels are promised to be, read off what the compilers made of them."""
+
+import pytest
+
+from tests.deviceless.compiling import bytes_moved, copies
+from tests.deviceless.kernels import BLOCK_SIZES, DTYPES, HUGE, RAGGED, RULES
+from tests.deviceless.sass import instructions_per_element
+from tests.deviceless.targets import TARGETS
+
+pytestmark = pytest.mark.deviceless
+
+ELEMENTS = 4096 * 4096
+SMALL = 2**16  # bytes: what a copy or a temporary may have that is no leaf
+SIZES = {"bf16": (2, 2), "f32": (4, 4), "f32-bf16": (4, 2), "f16": (2, 2)}
+SLOTS = {"lion": 1, "lamb": 2, "lamb_amsgrad": 3}
+BOTH_EMIT = pytest.mark.parametrize("emit", ["params", "updates"])
+NAMES = {
+    ("lion", "params"): ["lion_step"],
+    ("lion", "updates"): ["lion_signs"],
+    ("lamb", "params"): ["lamb_moments", "lamb_apply"],
+    ("lamb", "updates"): ["lamb_moments"],
+    ("lamb_amsgrad", "params"): ["lamb_amsgrad_moments", "lamb_amsgrad_apply"],
+    ("lamb_amsgrad", "updates"): ["lamb_amsgrad_moments"],
+}
+
+
+def kernel_names(result):
+    """Names of the launched Mosaic kernels, in order."""
+    return [x["name"] for x in result["facts"]["launches"] if x["kind"] == "mosaic"]
+
+
+def instructions(result):
+    """Machine instructions for each parameter, of all kernels of a step together."""
+    # The apply kernel of LAMB has a second way, for tiles with a gradient that is not finite.
+    kernels = result["kernels"].values()
+    return sum(instructions_per_element(k, ELEMENTS, branches=1) for k in kernels)
+
+
+@BOTH_EMIT
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_large_leaf_is_one_kernel_of_lion_and_at_most_two_of_lamb(facts_for, rule, dtypes, emit):
+    result = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]
+    assert kernel_names(result) == NAMES[rule, emit]
+
+
+@BOTH_EMIT
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_donated_step_copies_nothing_and_writes_in_place(facts_for, rule, dtypes, emit):
+    facts = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]["facts"]
+    p, g = SIZES[dtypes]
+    assert not copies(facts, at_least=SMALL)
+    # The signs of Lion's updates are a byte each, which XLA reads when it makes updates of them.
+    signs = ELEMENTS if (rule, emit) == ("lion", "updates") else 0
+    assert facts["temp"] <= signs + scales(rule, emit) * ELEMENTS + SMALL
+    state = SLOTS[rule] * (1 + 1 / 64) * ELEMENTS
+    if emit == "params":
+        assert facts["alias"] == state + p * ELEMENTS
+    else:  # updates take the place of gradients of the same dtype
+        assert facts["alias"] == state + (g * ELEMENTS if p <= g else 0)
+
+
+@BOTH_EMIT
+@pytest.mark.parametrize("dtypes", ["bf16", "f32"])
+@pytest.mark.parametrize("rule", RULES)
+def test_a_ragged_leaf_is_not_copied(facts_for, rule, dtypes, emit):
+    facts = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}/ragged"]["facts"]
+    elements = RAGGED[0] * RAGGED[1]
+    assert elements % 256 and not copies(facts, at_least=SMALL)
+    signs = elements if (rule, emit) == ("lion", "updates") else 0
+    assert facts["temp"] <= signs + 2 * SMALL
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_more_than_two_to_the_31_elements_compile_in_place(facts_for, rule):
+    result = facts_for("h200")[f"kernel/{rule}/huge"]
+    assert HUGE[0] * HUGE[1] > 2**31
+    assert not copies(result["facts"], at_least=SMALL)
+    # Half a million partial sums of LAMB's norms, three each.
+    assert result["facts"]["temp"] <= HUGE[0] * HUGE[1] / 4096 * 12 + SMALL
+    assert all(kernel["grid"][0] == HUGE[0] // 16 for kernel in result["kernels"].values())
+
+
+def scales(rule, emit):
+    """Bytes for each parameter of the scales that XLA prepares for updates of LAMB."""
+    return 2 * 4 / 256 if (rule, emit) != ("lion", "updates") and emit == "updates" else 0
+
+
+# Bytes for each parameter: the gradient read; parameters and codes read and written; and for LAMB,
+# whose second pass rebuilds the direction, parameters and codes read once more. The scales of a
+# slot are four bytes for 256 codes. Updates are made in XLA, which for Lion reads a byte of sign,
+# and for LAMB all that a second pass reads, and the gradient. There is no `apply_updates` here.
+def design_bytes(rule, p, g, emit):
+    codes = SLOTS[rule] * (1 + 4 / 256)
+    if rule == "lion":
+        update = max(p, g)
+        return g + 2 * codes + (2 * p if emit == "params" else 1 + 1 + p + update)
+    first = g + p + 2 * codes
+    # Without amsgrad both slots go into the direction; with it, the first and the third.
+    second = p + 2 * (1 + 4 / 256)
+    return first + second + (p if emit == "params" else g + max(p, g))
+
+
+@BOTH_EMIT
+@pytest.mark.parametrize("dtypes", DTYPES)
+@pytest.mark.parametrize("rule", ["lion", "lamb"])
+def test_a_step_moves_the_bytes_of_the_design(facts_for, rule, dtypes, emit):
+    moved = bytes_moved(facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]["facts"]) / ELEMENTS
+    design = design_bytes(rule, *SIZES[dtypes], emit)
+    # LAMB's `apply` may also read the gradient, which it does for tiles that are not finite: the
+    # program cannot know. Partial sums are 12 bytes for 4096 elements, written once and read twice.
+    rare = SIZES[dtypes][1] if (rule, emit) == ("lamb", "params") else 0
+    assert design <= moved <= design + rare + 3 * scales(rule, emit) + 0.02
+
+
+def test_the_figures_of_the_design_are_met():
+    assert design_bytes("lion", 2, 2, "params") == pytest.approx(8.03, abs=0.01)
+    assert design_bytes("lion", 4, 4, "params") == pytest.approx(14.03, abs=0.01)
+    assert design_bytes("lamb", 2, 2, "params") == pytest.approx(14.09, abs=0.01)
+    assert design_bytes("lamb", 4, 4, "params") == pytest.approx(22.09, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit"])
+@pytest.mark.parametrize("fused, bf16", [(True, (8.03, 14.09)), (False, (10.03, 16.13))])
+def test_optimizers_move_as_few_bytes_as_their_kernels(facts_for, name, fused, bf16):
+    """Eight equal leaves through Optax: the same for each, and nothing on top."""
+    result = facts_for("h200")[f"kernel/8 leaves/{name}/{fused}"]
+    lamb = name == "lamb8bit"
+    launched = kernel_names(result)
+    assert len(launched) == 8 * (2 if lamb and fused else 1)
+    moved = bytes_moved(result["facts"]) / (8 * ELEMENTS)
+    rare = 2 if lamb and fused else 0
+    assert bf16[lamb] - 0.01 <= moved <= bf16[lamb] + rare + 0.03
+    assert not copies(result["facts"], at_least=SMALL)
+
+
+# Measured with jax 0.12.0.1 and ptxas 13.5, then rounded up by what another release may change.
+# The first three are targets of the design: 36, 60 and 105 instructions, of which the first is met.
+@pytest.mark.parametrize(
+    "case, most",
+    [
+        ("lion/power/bf16", 36),
+        ("lion/dynamic/bf16", 69),
+        ("lamb/power/bf16", 121),
+        ("lamb/dynamic/bf16", 300),
+    ],
+)
+def test_kernels_have_few_instructions(facts_for, case, most):
+    assert 20 < instructions(facts_for("h200")[f"kernel/{case}"]) <= most
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("rule", ["lion", "lamb"])
+@pytest.mark.parametrize("codec", ["power", "dynamic"])
+def test_kernels_run_on_every_target_without_calls(facts_for, target, rule, codec):
+    for kernel in facts_for(target)[f"kernel/{rule}/{codec}/bf16"]["kernels"].values():
+        code = kernel["sass"]
+        assert code["spilled_bytes"] == code["calls"] == code["loops"] == 0
+        assert code["registers"] <= 255
+
+
+@pytest.mark.parametrize("dtypes", ["bf16", "f32"])
+@pytest.mark.parametrize("block", BLOCK_SIZES)
+def test_other_block_sizes_compile_without_spills(facts_for, dtypes, block):
+    for rule in ("lion", "lamb"):
+        result = facts_for("h200")[f"kernel/{rule}/{dtypes}/block {block}"]
+        assert kernel_names(result) == NAMES[rule, "params"]
+
+
+@pytest.mark.parametrize("dtypes", ["bf16", "f32"])
+def test_parameters_and_gradients_move_16_bytes_at_a_time(facts_for, dtypes):
+    result = facts_for("h200")[f"kernel/lion/{dtypes}/params"]
+    (kernel,) = result["kernels"].values()
+    p, g = SIZES[dtypes]
+    pieces = 32 // (16 // p)  # of the 32 elements of a thread
+    assert kernel["sass"]["load_widths"]["16"] >= 2 * pieces
+    assert kernel["sass"]["store_widths"]["16"] == pieces
+
+
+def test_quantization_reads_and_writes_once(facts_for):
+    for name, reads, writes in (("quantize", 2, 1), ("dequantize", 1, 2)):
+        result = facts_for("h200")[f"kernel/{name}"]
+        assert kernel_names(result) == [name]
+        moved = bytes_moved(result["facts"]) / ELEMENTS
+        assert moved == pytest.approx(reads + writes + 4 / 256, abs=0.001)
