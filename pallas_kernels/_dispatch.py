@@ -57,6 +57,8 @@ def choose(implementation, why_not, kernel, general, arrays):
         return platform_dependent(*arrays, cuda=kernel, default=_refusing(general))
     if implementation == "xla" or why_not or why_not_here() or _is_distributed(arrays[0]):
         return general(*arrays)
+    if not (_gpus() or _compiles_for_gpu()):
+        return general(*arrays)  # tracing kernels that nobody will run takes time, too
     return platform_dependent(*arrays, cuda=kernel, default=general)
 
 
@@ -115,6 +117,12 @@ def _gpus():
         return jax.devices("cuda")
     except RuntimeError:
         return []
+
+
+def _compiles_for_gpu():
+    """Whether the mesh in use is of GPUs that need not be here, as when compiling ahead of time."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device is not None and device.platform in ("gpu", "cuda")
 
 
 def _why_not_gpu():

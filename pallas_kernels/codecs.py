@@ -212,15 +212,16 @@ def power(signed, exponent, name="power", root=None):
     top = 127 if signed else 255
     root = root or _ROOTS[exponent]
 
-    step = 1 / top  # top * step is exactly 1 for 127 and 255, in float32
+    def level(rung):
+        # rung * (1 / top) is exactly 1 at the top for 127 and 255, in float32.
+        return _power(rung * (1 / top), exponent)
 
     def bracket(y):
         y = jnp.minimum(y, 1) if exponent == 1 else y  # its gaps do not hold a rounding error
         rung = _round(top * root(y) - 0.5)
         if exponent == 3:  # whose root may be too large
-            rung = jnp.where(y < _power(rung * step, 3), rung - 1, rung)
-        at = rung * step
-        return rung, _power(at, exponent), _power(at + step, exponent)
+            rung = jnp.where(y < level(rung), rung - 1, rung)
+        return rung, level(rung), level(rung + 1)
 
     nearest = {
         1: lambda x, scale: jnp.minimum(top * _float32(x * scale), top),
@@ -234,7 +235,7 @@ def power(signed, exponent, name="power", root=None):
         top=top,
         negative_never_zero=False,
         odd=exponent % 2 == 1,
-        level=lambda rung: _power(rung * step, exponent),
+        level=level,
         raw=lambda rung: _power(rung, exponent),
         raw_root=lambda rung: (
             jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, half)
