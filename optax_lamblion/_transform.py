@@ -111,7 +111,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             used = tuple(
                 a if is_coded else None for a, is_coded in zip(old_absmaxes, coded, strict=True)
             )
-            leaf_key = key ^ jnp.uint32(zlib.crc32(name.encode()))
+            leaf_key = key, jnp.uint32(zlib.crc32(name.encode()))
             static = spec(decay is not False, "params" if apply else "updates")
             out, new, absmaxes = _step(
                 static, g, p, old, used, s, leaf_key, implementation=options.implementation

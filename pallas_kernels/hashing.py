@@ -20,6 +20,11 @@ def mix(x):
     return x ^ (x >> 16)
 
 
+def whole_key(key):
+    """The key of a leaf and step: itself, or the parts that it is given in put together."""
+    return key[0] ^ key[1] if isinstance(key, tuple) else key
+
+
 def uniform(key, shape):
     """Uniform float32 numbers between 1 and 2, one per element, from a uint32 key.
 

@@ -16,7 +16,7 @@ from pallas_kernels import rules
 from pallas_kernels import step as shared
 from pallas_kernels.codecs import as_bytes, encode, for_kernel
 from pallas_kernels.dtypes import promote
-from pallas_kernels.hashing import mix, uniform_at
+from pallas_kernels.hashing import mix, uniform_at, whole_key
 from pallas_kernels.mosaic_tile import as_rows, cut, run_leaf
 from pallas_kernels.step import Spec
 
@@ -24,6 +24,8 @@ from pallas_kernels.step import Spec
 def step(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):
     """One optimizer step of one leaf with 8-bit slots: arguments and results of `xla.step`."""
     leaf = _Leaf.of(spec, g, p, slots, absmaxes)
+    if not any(slot.second_moment for slot in spec.rule.slots):
+        key = None  # and XLA need not make it
     call = _Call(spec, leaf, _Hyper.of(s, key), interpret)
     in_place = spec.emit == "params"
     out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
@@ -53,7 +55,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):
     if in_place:
         p_ref = jax.new_ref(leaf.p)
         read = dict(g=leaf.g, sums=sums.of_tiles, state=leaf.rows(codes, scales))
-        call = call._replace(hyper=_Hyper.of(s, key))
+        call = call._replace(hyper=_Hyper.of(s, None))
         call(f"{name}_apply", _apply_body, read, dict(p=p_ref))
         return jax.freeze(p_ref).reshape(p.shape), codes, scales
     # XLA fuses this pass with whatever applies the update, and moves as little for it.
@@ -167,6 +169,11 @@ def _divide(a, b):
 # ----------------------------------------------------------------------------- around a kernel
 
 
+PER_THREAD = {"lion": 32, "lamb": 32, "lamb_amsgrad": 32}
+"""Elements of a tile in a thread, by rule. With more of them a thread has more to do while it
+waits, and there is room for fewer threads. `python -m tests.gpu` times the alternatives."""
+
+
 class _State(NamedTuple):
     """Slots of a leaf as kernels see them: arrays or references."""
 
@@ -211,7 +218,7 @@ class _Leaf(NamedTuple):
 
 
 class _Hyper(NamedTuple):
-    """The scalars of a step as kernels get them: two small arrays."""
+    """The scalars of a step as kernels get them, in small arrays; the key may have two parts."""
 
     floats: Any
     key: Any
@@ -221,7 +228,7 @@ class _Hyper(NamedTuple):
     def of(cls, s, key):
         given = {name: value for name, value in s._asdict().items() if value is not None}
         floats = jnp.stack([jnp.asarray(x).astype(jnp.float32) for x in given.values()])
-        return cls(floats, key.reshape(1), tuple(given))
+        return cls(floats, jax.tree.map(lambda x: x.reshape(1), key), tuple(given))
 
     def scalars(self, floats):
         """`rules.Scalars`, from the array or a reference to it."""
@@ -244,15 +251,17 @@ class _Call(NamedTuple):
         )
 
         def with_scalars(tile, small, written, out):
-            s, key = hyper.scalars(small["floats"]), small["key"][0]
-            return body(spec, tile, s, key, small["read"], written, out)
+            key = whole_key(jax.tree.map(lambda ref: ref[0], small["key"]))
+            return body(
+                spec, tile, hyper.scalars(small["floats"]), key, small["read"], written, out
+            )
 
         leaf = self.leaf
         dtypes = [x.dtype for x in (leaf.g, leaf.p) if x is not None]
         return run_leaf(
             name,
             with_scalars,
-            cut(leaf.g.size, leaf.block_size, dtypes),
+            cut(leaf.g.size, leaf.block_size, dtypes, PER_THREAD[spec.rule.name]),
             dict(floats=hyper.floats, key=hyper.key, read=read),
             written,
             out or {},

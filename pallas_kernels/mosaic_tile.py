@@ -17,10 +17,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-_WARPS, _LANES, _PER_THREAD = 4, 32, 32
+_WARPS, _LANES = 4, 32
+PER_THREAD = 32
+"""Elements of a tile in a thread, by default."""
 
-TILE = _WARPS * _LANES * _PER_THREAD
-"""Elements of a tile."""
+TILE = _WARPS * _LANES * PER_THREAD
+"""Elements of a tile, and the fewest that a leaf for kernels has."""
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024)
 """A tile is four rows at least, and no more than the registers of its threads hold."""
@@ -33,6 +35,8 @@ class Cut(NamedTuple):
     block: int
     rows: int
     """Rows of a tile."""
+    lanes: int
+    """Threads that share a row."""
     vector: int
     """Neighbouring elements that a thread reads at once."""
 
@@ -50,17 +54,18 @@ class Cut(NamedTuple):
     def layout(self):
         """How the elements of a tile lie in the threads of a CTA.
 
-        A thread holds elements of one row if it can: then the fewest lanes have to be asked for the
-        maximum of a row, and what is computed once for every row is computed for few. It reads them
-        in pieces of 16 bytes, and the lanes that share a row read neighbouring pieces.
+        A thread reads its elements of a row in pieces, and the threads that share the row read
+        neighbouring pieces.
         """
-        lanes = min(max(self.block // _PER_THREAD, 2), _LANES)
-        span, rows = lanes * self.vector, _LANES // lanes  # what a warp reads at once
-        if rows == 1:
-            tiling = plgpu.Tiling(((_WARPS, self.block), (span,), (self.vector,)))
-            return plgpu.Layout.TILED(tiling, warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1)
-        tiling = plgpu.Tiling(((_WARPS * rows, self.block), (rows, span), (self.vector,)))
-        return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+        span, rows = self.lanes * self.vector, _LANES // self.lanes  # what a warp reads at once
+        outer, inner = (_WARPS * rows, self.block), (self.vector,)
+        if rows > 1:
+            tiling = plgpu.Tiling((outer, (rows, span), inner))
+            return plgpu.Layout.TILED(tiling, warp_dims=(-5,), lane_dims=(-3, -2), vector_dim=-1)
+        # Mosaic wants no step in a tiling that changes nothing.
+        middle = () if span == self.block else ((span,),)
+        tiling, warp_dim = plgpu.Tiling((outer, *middle, inner)), -3 - len(middle)
+        return plgpu.Layout.TILED(tiling, warp_dims=(warp_dim,), lane_dims=(-2,), vector_dim=-1)
 
 
 def why_not_blocks(block_size):
@@ -72,12 +77,16 @@ def why_not_blocks(block_size):
     return f"there are kernels for block sizes {sizes}, not for {given}"
 
 
-def cut(size, block, dtypes):
-    """Cuts a leaf whose arrays have these dtypes."""
+def cut(size, block, dtypes, per_thread=PER_THREAD):
+    """Cuts a leaf whose arrays have these dtypes, with so many elements of a tile in a thread."""
     # A thread reads 16 bytes at once, at most, and of the widest array just these: so neighbouring
     # threads read whole sectors.
     vector = 16 // max(2, *(jnp.dtype(d).itemsize for d in dtypes))
-    return Cut(size, block, TILE // block, vector)
+    # A thread holds elements of one row if it can: then the fewest threads have to be asked for the
+    # maximum of a row, and what is computed once for every row is computed by few.
+    lanes = min(max(block // per_thread, 2), _LANES)
+    rows = max(per_thread * _WARPS * _LANES // block, _WARPS * _LANES // lanes)
+    return Cut(size, block, rows, lanes, vector)
 
 
 def as_rows(x, block):

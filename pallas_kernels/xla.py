@@ -15,7 +15,7 @@ from pallas_kernels import step as shared
 from pallas_kernels.blocks import block_absmax, spread
 from pallas_kernels.codecs import as_bytes, encode
 from pallas_kernels.dtypes import compute_dtype, promote
-from pallas_kernels.hashing import mix, uniform
+from pallas_kernels.hashing import mix, uniform, whole_key
 from pallas_kernels.step import Spec, coded
 
 
@@ -29,7 +29,8 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key):
       slots: Arrays in the parameter's shape: uint8 codes, or floating point.
       absmaxes: One per slot; None for slots that are not codes.
       s: `rules.Scalars`.
-      key: uint32 scalar, different for every leaf and step.
+      key: uint32 scalar, different for every leaf and step; or a pair of them, one for the step and
+        one for the leaf, which a kernel can put together by itself.
 
     Returns:
       `(out, slots, absmaxes)`. `out` is the update, in the dtype that `g` and `p` promote to; or
@@ -96,7 +97,7 @@ def _same(x):
 
 def _store(spec, values, slots, absmaxes, key):
     """Values as slots, in the precision that the slots have."""
-    out = []
+    out, key = [], whole_key(key)
     for i, (slot, codec, value, x, absmax) in enumerate(
         zip(spec.rule.slots, spec.codecs, values, slots, absmaxes, strict=True)
     ):

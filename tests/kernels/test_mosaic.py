@@ -16,7 +16,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from pallas_kernels import mosaic, rules, xla
 from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.mosaic_tile import TILE, Cut, Rest, cut
+from pallas_kernels.mosaic_tile import TILE, Rest, cut
 from pallas_kernels.step import Spec
 from tests import oracles
 from tests.kernels.interpreted import KERNELS, interpreted_step
@@ -216,7 +216,7 @@ def test_kernels_have_names(leaf, names):
 @pytest.mark.parametrize("row", [0, 2**24 - 1, 2**24, 2**31 - 1024])
 def test_indices_hold_more_than_32_bits(block, row):
     """What random rounding is seeded with, against Python's integers."""
-    leaf = Cut(size=2**40, block=block, rows=TILE // block, vector=4)
+    leaf = cut(2**40, block, ["float32"])
     first = row // leaf.rows * leaf.rows
     rest = Rest(leaf._replace(size=leaf.size + leaf.rows * block), 0, (2, block))
     rest._first = first  # as the tile number sets it in a kernel
