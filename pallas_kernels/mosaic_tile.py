@@ -8,10 +8,8 @@ same treatment from XLA: `Rest` has the methods of `Tile`, and one function serv
 Mosaic GPU is experimental. What differs between the versions of JAX that are supported is here.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -218,112 +216,15 @@ class Rest(_Rows):
         return slice(start, start + self._shape[0] * self._shape[1])
 
 
-def _rests(cut: Cut):
+def rests(cut: Cut):
+    """What whole tiles leave of a leaf, in up to two pieces."""
     blocks, short = divmod(cut.size - cut.covered, cut.block)
     pieces = [Rest(cut, 0, (blocks, cut.block))] if blocks else []
     return pieces + ([Rest(cut, blocks, (1, short))] if short else [])
 
 
-def _after_tiles(cut: Cut, x):
-    """Where in an array the rest begins; None if it is no array of elements or blocks."""
-    if x.shape == (-(-cut.size // cut.block),) or x.ndim == 2 and x.size == cut.size:
-        return cut.covered // cut.block
-    return cut.covered if x.shape == (cut.size,) else None
-
-
-def _run_rest(cut: Cut, body, read, written, made):
-    """Runs the body on what the tiles leave; returns the new arrays and the sums of every piece.
-
-    All is read before anything is written, and what is read is small: so XLA need not copy a leaf
-    because some of it is still to be read.
-    """
-
-    def rest_of(x):
-        start = _after_tiles(cut, jax.typeof(x))
-        return x if start is None else x[start:]
-
-    small_read, small_written = lax.optimization_barrier(
-        (jax.tree.map(rest_of, read), jax.tree.map(rest_of, written))
-    )
-    small_made = jax.tree.map(lambda x: jnp.zeros_like(rest_of(x)), made)
-    refs = jax.tree.map(jax.new_ref, (small_written, small_made))
-    sums = [body(rest, small_read, *refs) for rest in _rests(cut)]
-    new_written, new_made = jax.tree.map(jax.freeze, refs)
-    for ref, x in zip(jax.tree.leaves(written), jax.tree.leaves(new_written), strict=True):
-        ref[_after_tiles(cut, jax.typeof(ref)) :] = x
-    made = jax.tree.map(
-        lambda x, new: x.at[_after_tiles(cut, jax.typeof(x)) :].set(new), made, new_made
-    )
-    return made, sums
-
-
-class Sums(NamedTuple):
-    """What the body of a kernel has returned."""
-
-    of_tiles: Any
-    """Float32, a row for every tile."""
-    of_rest: tuple[Any, ...]
-
-    @property
-    def total(self):
-        """Over the whole leaf."""
-        return jnp.sum(self.of_tiles, axis=0) + sum(self.of_rest)
-
-
-def run_leaf(
-    name, body: Callable, cut: Cut, read, written, out, *, sums: int = 0, interpret: Any = None
-):
-    """Runs `body(tile, read, written, out)` over a leaf, its tiles as one kernel of that name.
-
-    Args:
-      name: The name under which profiles show the kernel.
-      body: The function, which may return a tuple of scalars, to be summed up.
-      cut: How the leaf is cut into tiles.
-      read: A tree of arrays. The body gets references to them.
-      written: A tree of references (`jax.new_ref`), which the body may also write.
-      out: A tree of `jax.ShapeDtypeStruct`, of arrays to be written from scratch.
-      sums: How many scalars the body returns.
-      interpret: `INTERPRET`, or None for a GPU.
-
-    Returns:
-      `(out, sums)`: the new arrays, and the `Sums` of what the body returned.
-    """
-    operands, in_tree = jax.tree.flatten((read, written))
-    outs, out_tree = jax.tree.flatten(out)
-
-    def on(tile, refs):
-        read, written = in_tree.unflatten(refs[: len(operands)])
-        return body(tile, read, written, out_tree.unflatten(refs[len(operands) :]))
-
-    def kernel(*refs):
-        tile = Tile(cut, interpret is not None)
-        if sums:
-            *refs, sums_ref = refs
-            for i, x in enumerate(on(tile, refs)):
-                sums_ref[tile.number, i] = x
-        else:
-            on(tile, refs)
-
-    kernel.__name__ = name
-    sums_type = [jax.ShapeDtypeStruct((cut.tiles, sums), jnp.float32)] if sums else []
-    outs = plgpu.kernel(
-        kernel,
-        out_type=(*outs, *sums_type),
-        grid=(cut.tiles,),
-        grid_names=("tile",),
-        # Square roots, logarithms and powers of two are then single instructions, good to 2 ulp.
-        compiler_params=plgpu.CompilerParams(approx_math=True),
-        interpret=interpret,
-    )(*operands)
-    of_tiles, of_rest = outs[-1] if sums else None, []
-    made = out_tree.unflatten(outs[: len(outs) - bool(sums)])
-    if cut.covered < cut.size:
-        made, of_rest = _run_rest(cut, body, read, written, made)
-    return made, Sums(of_tiles, tuple(jnp.stack(x) for x in of_rest if sums))
-
-
 INTERPRET = plgpu.InterpretGPUParams()
-"""Makes `run` interpret a kernel on the CPU."""
+"""Makes a kernel run in the interpreter, on the CPU."""
 
 
 def _load(ref, layout):
