@@ -28,5 +28,5 @@ def explain(names):
         if name.endswith("8bit"):
             rows.append((name, for_8_bits, why))
         else:
-            rows.append((name, "xla", "in 32 bits XLA needs one pass, as a kernel would"))
+            rows.append((name, "xla", "the kernels are for 8-bit state"))
     return rows
