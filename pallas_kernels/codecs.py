@@ -36,7 +36,8 @@ def _rung(codec, codes):
     if codes.dtype == jnp.uint8:
         rung = codes.astype(jnp.float32)
         return rung - codec.zero_code if codec.zero_code else rung
-    return codes.view(jnp.float32) - (2.0**23 + codec.zero_code)
+    rung = codes.view(jnp.float32) - (2.0**23 + codec.zero_code) * codec.quantum
+    return rung if codec.quantum == 1 else rung * (1 / codec.quantum)
 
 
 def storable(codec, values):
@@ -55,7 +56,7 @@ def as_bytes(codes):
 
 
 def encode(codec, values, scale, height=None, *, keep_nonzero=False):
-    """The codes of values, elementwise, as the bits of the float32 number 2**23 + code.
+    """The codes of values, elementwise, as the bits of a float32 number that ends with the code.
 
     What decodes takes these int32 numbers as they are, and `as_bytes` makes bytes of them.
 
@@ -69,22 +70,35 @@ def encode(codec, values, scale, height=None, *, keep_nonzero=False):
       keep_nonzero: Store what is not zero at least on the first rung. For second moments, by whose
         root a step divides: one that is rounded to zero blows the update up.
     """
+    if height is not None:
+        return encode_at_random(codec, values, scale, height, keep_nonzero=keep_nonzero)[0]
     magnitude = jnp.abs(values) if codec.signed else values
-    if height is None:
-        rung = codec.nearest(magnitude, scale)
-    else:
-        y = (magnitude * scale).astype(jnp.float32)
-        rung, low, high = codec.bracket(y)
-        rung = jnp.where(y > (2 * low - high) + height * (high - low), rung + 1, rung)
+    rung = codec.nearest(magnitude, scale)
     if keep_nonzero:
-        rung = jnp.where(magnitude > 0, jnp.maximum(rung, 1), rung)
+        rung = jnp.where(magnitude > 0, jnp.maximum(rung, codec.quantum), rung)
+    return _as_number(codec, values, rung)
+
+
+def encode_at_random(codec, values, scale, height, *, keep_nonzero=False):
+    """`encode` with a `height`: the codes, and the roots of the levels that they stand for."""
+    magnitude = jnp.abs(values) if codec.signed else values
+    y = (magnitude * scale).astype(jnp.float32)
+    rung, low, high = codec.bracket(y)
+    # If it has to keep what is not zero, rounding turns upwards right above the lowest rung.
+    top = jnp.where(rung == 0, 0, high.height) if keep_nonzero else high.height
+    up = y > (2 * low.height - top) + height * (top - low.height)
+    codes = _as_number(codec, values, jnp.where(up, rung + codec.quantum, rung))
+    return codes, jnp.where(up, high.root, low.root)
+
+
+def _as_number(codec, values, rung):
     if codec.negative_never_zero:  # a rung that is not rounded yet may be bounded all the same
-        rung = jnp.where(values < 0, jnp.maximum(rung, 1), rung)
+        rung = jnp.where(values < 0, jnp.maximum(rung, codec.quantum), rung)
     if codec.signed:
         rung = with_sign_of(values.astype(jnp.float32), rung)
-    number = rung + (2.0**23 + codec.zero_code)
+    number = rung + (2.0**23 + codec.zero_code) * codec.quantum
     if codec.signed and codec.top > codec.zero_code:  # the top has no code on the negative side
-        number = jnp.maximum(number, 2.0**23)
+        number = jnp.maximum(number, 2.0**23 * codec.quantum)
     return number.view(jnp.int32)
 
 

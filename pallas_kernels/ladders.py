@@ -11,9 +11,16 @@ Only `jax.numpy` operations that also exist inside GPU kernels are used: no tabl
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+
+
+class Level(NamedTuple):
+    """How high a rung is, and the square root of that."""
+
+    height: Any
+    root: Any
 
 
 class Codec(NamedTuple):
@@ -26,8 +33,9 @@ class Codec(NamedTuple):
       1 / absmax, or 0 for a block of zeros.
     - `nearest(x, scale)`, for `x` from 0 to absmax, is less than 1/2 from the rung whose level is
       nearest to `x / absmax`.
-    - `bracket(y)`, for `y` from 0 to a rounding error above 1, is the last rung whose level is not
-      above `y`, but for a rounding error, its level, and that of the next rung.
+    - `bracket(y)`, for `y` from 0 to a rounding error above 1, is `(rung, low, high)`: the last
+      rung whose level is not above `y`, but for a rounding error, its `Level`, and that of the
+      next. (A ladder for kernels may have another `top_level` than 1; its `scale` makes up for it.)
     - `raw(rung) * unit` is `level(rung)` and `raw_root(rung) * sqrt(unit)` its square root, but for
       rounding errors: cheaper where `unit` can be made part of a block's scale.
     - A value on a rung has the code `zero_code + rung`, or `zero_code - rung` if it is negative; on
@@ -51,6 +59,10 @@ class Codec(NamedTuple):
     scale: Callable
     nearest: Callable
     bracket: Callable
+    quantum: float = 1.0
+    """What `nearest` and `bracket` count rungs in: a power of two."""
+    top_level: float = 1.0
+    """What `bracket` calls the level of the top rung."""
 
 
 def _inverse(absmax):
@@ -66,10 +78,10 @@ _TINY = 2.0**-126
 _ROUND = 1.5 * 2.0**23
 
 
-def _round(x):
-    """The whole number nearest to `x`, for magnitudes below 2**22."""
-    # Float32 numbers of this size are whole. Two additions cost a GPU less than `jnp.round`.
-    return (x + _ROUND) - _ROUND
+def _round(x, quantum=1.0):
+    """The multiple of `quantum`, a power of two, nearest to `x`, for less than 2**22 of them."""
+    # Float32 numbers of this size are multiples. Two additions cost a GPU less than `jnp.round`.
+    return (x + _ROUND * quantum) - _ROUND * quantum
 
 
 def _nearest_by_levels(bracket):
@@ -78,7 +90,7 @@ def _nearest_by_levels(bracket):
     def nearest(x, scale):
         y = _float32(x * scale)
         rung, low, high = bracket(y)
-        return jnp.where(y > 0.5 * (low + high), rung + 1, rung)
+        return jnp.where(y > 0.5 * (low.height + high.height), rung + 1, rung)
 
     return nearest
 
@@ -130,7 +142,8 @@ def power(signed, exponent, name="power", root=None):
         rung = _round(top * root(y) - 0.5)
         if exponent == 3:  # whose root may be too large
             rung = jnp.where(y < level(rung), rung - 1, rung)
-        return rung, level(rung), level(rung + 1)
+        step = 1 / top
+        return rung, _power_level(rung * step, exponent), _power_level((rung + 1) * step, exponent)
 
     nearest = {
         1: lambda x, scale: jnp.minimum(top * _float32(x * scale), top),
@@ -158,6 +171,14 @@ def power(signed, exponent, name="power", root=None):
 
 def _power(x, exponent):
     return x if exponent == 1 else x**exponent
+
+
+def _power_level(x, exponent):
+    if exponent % 2:
+        height = _power(x, exponent)
+        return Level(height, jnp.sqrt(height))
+    root = _power(x, exponent // 2)
+    return Level(root * root, root)
 
 
 def _nearest_cube(y, root, top):
@@ -223,7 +244,8 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         y = jnp.minimum(y, 1)
         count, parts = place(y)
         rung = jnp.where(y >= 1, top, count + (_round(parts - 1) - shift))
-        return rung, level(rung), level(rung + 1)
+        levels = level(rung), level(rung + 1)
+        return rung, *(Level(height, jnp.sqrt(height)) for height in levels)
 
     return Codec(
         name="dynamic",
@@ -264,7 +286,10 @@ def _five_to_low_bits(n):
 
 
 def for_kernel(codec, stochastic=False):
-    """The same codec for use inside a GPU kernel, where roots and logarithms are instructions."""
+    """The same codec for use inside a GPU kernel, where roots and logarithms are instructions.
+
+    `stochastic` says whether it is for rounding at random or to the nearest level.
+    """
     if codec.name == "dynamic":
         return dynamic(
             codec.signed,
@@ -273,10 +298,18 @@ def for_kernel(codec, stochastic=False):
         )
     if codec.name != "power":
         return codec
-    if codec.signed and not stochastic:
+    if codec.signed:
+        if stochastic:
+            return power(True, 3, root=lambda y: jnp.exp2(jnp.log2(y) * (1 / 3)))
         return codec._replace(scale=_cube_offset, nearest=_cube_position)
-    exponent = 3 if codec.signed else 8
-    return power(codec.signed, exponent, root=lambda y: jnp.exp2(jnp.log2(y) * (1 / exponent)))
+    if stochastic:
+        return codec._replace(
+            scale=_eighth_scale,
+            bracket=_eighth_bracket,
+            quantum=_EIGHTH,
+            top_level=_EIGHTH_TOP,
+        )
+    return power(False, 8, root=_eighth_root)
 
 
 def _cube_offset(absmax):
@@ -294,6 +327,25 @@ def _cube_position(x, offset):
     """
     log = jnp.log2(x) * (1 / 3) + offset
     return jnp.exp2(log) - 0.25 * jnp.minimum(jnp.exp2(-log), _CUBE_BOUND)
+
+
+def _eighth_root(y):
+    return jnp.exp2(jnp.log2(y) * (1 / 8))
+
+
+# The ladder of eighth powers in units of 1/256 rung, of which multiples are found by adding a
+# number and taking it away again, as whole ones are: `t**8` is a level, and needs no `t / 255`.
+_EIGHTH = 2.0**-8
+_EIGHTH_TOP = (255 / 256) ** 8
+
+
+def _eighth_scale(absmax):
+    return _inverse(absmax) * _EIGHTH_TOP
+
+
+def _eighth_bracket(y):
+    t = _round(_eighth_root(y) - _EIGHTH / 2, _EIGHTH)
+    return t, _power_level(t, 8), _power_level(t + _EIGHTH, 8)
 
 
 _LOG2_5 = 2.321928094887362

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import rules
 from pallas_kernels import step as shared
-from pallas_kernels.codecs import as_bytes, encode
+from pallas_kernels.codecs import as_bytes, encode, encode_at_random
 from pallas_kernels.dtypes import promote
 from pallas_kernels.hashing import mix, uniform_at, whole_key
 from pallas_kernels.ladders import for_kernel
@@ -68,99 +68,120 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):
 
 
 # ------------------------------------------------------------------------------- kernel bodies
-# Called for every tile with what it may read, write, and newly write. The sums that a body returns
-# are added up over the leaf.
+# Called for every tile with what it may read, write, and newly write, and with what takes the sums
+# of every tile.
 
 _UPDATE, _PARAM, _GRADIENT = range(3)
-"""Sums of squares that a first pass of LAMB returns, in this order."""
+"""The sums of squares that a first pass of LAMB leaves."""
 
 
-def _step_body(spec, tile, s, key, read, written, out):
+def _step_body(spec, tile, s, key, read, written, out, sums):
     """New moments, and parameters that have made their step."""
-    new = _new_moments(spec, tile, s, key, read["g"], written["p"], written["state"])
-    mixed = spec.rule.direction(new.g, new.old, s)
-    p = new.p + shared.signed_step(spec, mixed, new.usable, new.p, s)
+    given = _load(spec, tile, s, read["g"], written["p"], written["state"])
+    mixed = spec.rule.direction(given.g, given.old, s)
+    p = given.p + shared.signed_step(spec, mixed, given.usable, given.p, s)
+    _new_moments(spec, tile, s, key, given, written["state"])
     tile.store(written["p"], p.astype(written["p"].dtype))
 
 
-def _signs_body(spec, tile, s, key, read, written, out):
+def _signs_body(spec, tile, s, key, read, written, out, sums):
     """New moments, and the signs of the step."""
-    new = _new_moments(spec, tile, s, key, read["g"], read["p"], written["state"])
-    mixed = spec.rule.direction(new.g, new.old, s)
-    tile.store(out["signs"], shared.signs(mixed, new.usable))
+    given = _load(spec, tile, s, read["g"], read["p"], written["state"])
+    mixed = spec.rule.direction(given.g, given.old, s)
+    _new_moments(spec, tile, s, key, given, written["state"])
+    tile.store(out["signs"], shared.signs(mixed, given.usable))
 
 
-def _moments_body(spec, tile, s, key, read, written, out):
+def _moments_body(spec, tile, s, key, read, written, out, sums):
     """New moments, and the sums of squares of direction, parameters and gradient."""
-    new = _new_moments(spec, tile, s, key, read["g"], read["p"], written["state"])
-    # A relative error of 1e-6, to either side, is nothing to a norm.
-    direction = _direction(
-        spec, tile, new.codes, new.absmaxes, new.usable, new.p, s, divide=_divide_roughly
+    given = _load(spec, tile, s, read["g"], read["p"], written["state"])
+    sums[tile.number, _PARAM] = tile.sum(given.p * given.p)
+    squares = tile.sum(given.g * given.g)
+    sums[tile.number, _GRADIENT] = squares
+
+    def moments(given):
+        new = _new_moments(spec, tile, s, key, given, written["state"])
+        # A relative error of 1e-6, to either side, is nothing to a norm.
+        direction = _direction(spec, tile, new, given.usable, given.p, s, divide=_divide_roughly)
+        sums[tile.number, _UPDATE] = tile.sum(direction * direction)
+
+    tile.shortcut(
+        _all_usable(spec, squares),
+        lambda: moments(given._replace(usable=None)),
+        lambda: moments(given),
     )
-    return tuple(tile.sum(x * x) for x in (direction, new.p, new.g))
 
 
-def _apply_body(spec, tile, s, key, read, written, out):
+def _all_usable(spec, squares):
+    """Whether this sum of squares says that every element of a tile is usable."""
+    return squares <= spec.rule.grad_limit**2
+
+
+def _apply_body(spec, tile, s, key, read, written, out, sums):
     """Parameters that have made their step, from the new moments."""
-    codes, absmaxes = _load_state(tile, read["state"])
+    state = _State(*_load_state(tile, read["state"]))
     p = tile.load(written["p"]).astype(jnp.float32)
 
     def apply(usable):
-        direction = _direction(spec, tile, codes, absmaxes, usable, p, s, divide=_divide)
+        direction = _direction(spec, tile, state, usable, p, s, divide=_divide)
         tile.store(written["p"], (p + s.step_size * direction).astype(written["p"].dtype))
 
     def guarded():
         _, usable = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
         apply(usable)
 
-    # If the sum of squares is in bounds, so is every element, and the gradient need not be read.
-    limit = spec.rule.grad_limit**2
-    clean = read["sums"][tile.number, _GRADIENT] <= limit
+    # The gradient need not be read where all of it was usable.
+    clean = _all_usable(spec, read["sums"][tile.number, _GRADIENT])
     tile.shortcut(clean, lambda: apply(None), guarded)
 
 
-class _New(NamedTuple):
-    """A tile between reading and writing."""
+class _Given(NamedTuple):
+    """What a first pass reads of a tile, decoded."""
 
     g: Any
     p: Any
     usable: Any
     old: Any
-    codes: Any
-    absmaxes: Any
 
 
-def _new_moments(spec, tile, s, key, g, p, state):
-    """Reads a tile, and writes its new moments."""
+def _load(spec, tile, s, g, p, state):
     g = tile.load(g).astype(jnp.float32)
     p = None if p is None else tile.load(p).astype(jnp.float32)
     g, usable = shared.gradient(spec, g, p, s)
     codes, absmaxes = _load_state(tile, state)
     old = shared.decode_slots(spec, codes, tuple(map(tile.spread, absmaxes)), jnp.float32)
-    codes, absmaxes = [], []
-    values = shared.moments(spec, g, usable, old, s)
-    for i, (slot, codec, value) in enumerate(
-        zip(spec.rule.slots, spec.codecs, values, strict=True)
-    ):
+    return _Given(g, p, usable, old)
+
+
+def _new_moments(spec, tile, s, key, given, state):
+    """Writes the new moments of a tile, and returns them as slots for `decode_for_step`."""
+    stored, absmaxes = [], []
+    values = shared.moments(spec, given.g, given.usable, given.old, s)
+    columns = zip(spec.rule.slots, spec.codecs, values, state.codes, state.absmaxes, strict=True)
+    for i, (slot, codec, value, codes_ref, absmax_ref) in enumerate(columns):
         absmax = tile.max(jnp.abs(value) if slot.signed else value)
-        height = uniform_at(mix(key + jnp.uint32(i)), *tile.index()) if slot.second_moment else None
         scale = tile.spread(codec.scale(absmax))
-        codes.append(encode(codec, value, scale, height, keep_nonzero=slot.second_moment))
+        if slot.second_moment:
+            height = uniform_at(mix(key + jnp.uint32(i)), *tile.index())
+            codes, roots = encode_at_random(codec, value, scale, height, keep_nonzero=True)
+            # At hand already, where the codes would have to be decoded.
+            stored.append(shared.Decoded(roots, codec.top_level**-0.5))
+        else:
+            codes = encode(codec, value, scale)
+            stored.append(codes)
+        tile.store(codes_ref, as_bytes(codes))
+        tile.store_blocks(absmax_ref, absmax)
         absmaxes.append(absmax)
-    for ref, x in zip(state.codes, codes, strict=True):
-        tile.store(ref, as_bytes(x))
-    for ref, x in zip(state.absmaxes, absmaxes, strict=True):
-        tile.store_blocks(ref, x)
-    return _New(g, p, usable, old, codes, absmaxes)
+    return _State(tuple(stored), tuple(absmaxes))
 
 
 def _load_state(tile, state):
     return tuple(map(tile.load, state.codes)), tuple(map(tile.load_blocks, state.absmaxes))
 
 
-def _direction(spec, tile, codes, absmaxes, usable, p, s, divide):
-    scales = tuple(map(tile.spread, shared.scales_for_step(spec, absmaxes, s)))
-    stored = shared.decode_for_step(spec, codes, scales, jnp.float32)
+def _direction(spec, tile, state, usable, p, s, divide):
+    scales = tuple(map(tile.spread, shared.scales_for_step(spec, *state, s)))
+    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32)
     return shared.direction(spec, stored, usable, p, s, divide=divide)
 
 
@@ -181,9 +202,11 @@ def _divide(a, b):
 # ----------------------------------------------------------------------------- around a kernel
 
 
-PER_THREAD = {"lion": 32, "lamb": 32, "lamb_amsgrad": 32}
-"""Elements of a tile in a thread, by rule. With more of them a thread has more to do while it
-waits, and there is room for fewer threads. `python -m tests.gpu` times the alternatives."""
+def per_thread(spec):
+    """Elements of a tile in a thread: as many as leave registers enough, of 32 and 16."""
+    # With more of them, there is more to do while a thread waits, and room for fewer threads.
+    slots = sum(2 if codec.name == "dynamic" else 1 for codec in spec.codecs)
+    return 32 if slots <= 2 else 16
 
 
 class _State(NamedTuple):
@@ -262,18 +285,17 @@ class _Call(NamedTuple):
             codecs=tuple(for_kernel(codec, slot.second_moment) for slot, codec in codecs)
         )
 
-        def with_scalars(tile, small, written, out):
+        def with_scalars(tile, small, written, out, sums):
             key = whole_key(jax.tree.map(lambda ref: ref[0], small["key"]))
-            return body(
-                spec, tile, hyper.scalars(small["floats"]), key, small["read"], written, out
-            )
+            s = hyper.scalars(small["floats"])
+            body(spec, tile, s, key, small["read"], written, out, sums)
 
         leaf = self.leaf
         dtypes = [x.dtype for x in (leaf.g, leaf.p) if x is not None]
         return run_leaf(
             name,
             with_scalars,
-            cut(leaf.g.size, leaf.block_size, dtypes, PER_THREAD[spec.rule.name]),
+            cut(leaf.g.size, leaf.block_size, dtypes, per_thread(spec)),
             dict(floats=hyper.floats, key=hyper.key, read=read),
             written,
             out or {},

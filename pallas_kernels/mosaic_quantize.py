@@ -17,7 +17,7 @@ def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
     rows = as_rows(x, block_size)
     read = dict(x=rows, key=None if key is None else key.reshape(1))
 
-    def quantize_blocks(tile, read, written, out):
+    def quantize_blocks(tile, read, written, out, sums):
         values = storable(codec, tile.load(read["x"]).astype(jnp.float32))
         absmax = tile.max(jnp.abs(values))
         height = None if read["key"] is None else uniform_at(read["key"][0], *tile.index())
@@ -41,7 +41,7 @@ def dequantize(codes, absmax, block_size, codec, dtype, *, interpret=None):
     codec = for_kernel(codec)
     rows = as_rows(codes, block_size)
 
-    def dequantize_blocks(tile, read, written, out):
+    def dequantize_blocks(tile, read, written, out, sums):
         values = decode(codec, tile.load(read["codes"]))
         values = values * tile.spread(tile.load_blocks(read["absmax"]))
         tile.store(out["x"], values.astype(dtype))

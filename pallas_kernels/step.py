@@ -10,7 +10,7 @@ and in `rules` and `codecs`, so that XLA and a GPU kernel cannot come to differ.
   element is not usable.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -49,8 +49,10 @@ def gradient(spec, g, p, s):
 
 
 def moments(spec, g, usable, old, s):
-    """The new slots; the old values where an element is not usable."""
+    """The new slots; the old values where an element is not usable. None: all of them are."""
     new = spec.rule.moments(g, old, s)
+    if usable is None:
+        return new
     return tuple(jnp.where(usable, n, o) for n, o in zip(new, old, strict=True))
 
 
@@ -94,11 +96,14 @@ def decode_slots(spec, slots, absmaxes, dtype):
 def decode_for_step(spec, slots, scales, dtype):
     """Slots as a rule's `direction` wants them: second moments as their square roots.
 
-    `scales` are those of `scales_for_step`, of blocks spread over the elements.
+    `scales` are those of `scales_for_step`, of blocks spread over the elements. A slot may be
+    `Decoded` already.
     """
 
     def decoded(slot, codec, x, scale):
-        if coded(x):
+        if isinstance(x, Decoded):
+            values = x.values
+        elif coded(x):
             values = (decode_raw_root if slot.second_moment else decode_raw)(codec, x, dtype)
         else:
             values = jnp.sqrt(x.astype(dtype)) if slot.second_moment else x.astype(dtype)
@@ -108,17 +113,25 @@ def decode_for_step(spec, slots, scales, dtype):
     return tuple(decoded(*column) for column in columns)
 
 
-def scales_for_step(spec, absmaxes, s):
+class Decoded(NamedTuple):
+    """A slot as `decode_for_step` would decode it, in units of `unit` times the block's scale."""
+
+    values: Any
+    unit: float
+
+
+def scales_for_step(spec, slots, absmaxes, s):
     """What `decode_for_step` multiplies slots by: a value for every block, or one for all."""
 
-    def scale(slot, codec, absmax, factor):
+    def scale(slot, codec, x, absmax, factor):
         factor = jnp.asarray(factor, s.step_size.dtype)
         if absmax is None:
             return factor
-        scale = jnp.sqrt(absmax) * codec.unit**0.5 if slot.second_moment else absmax * codec.unit
-        return scale.astype(factor.dtype) * factor
+        root = slot.second_moment
+        unit = x.unit if isinstance(x, Decoded) else codec.unit**0.5 if root else codec.unit
+        return ((jnp.sqrt(absmax) if root else absmax) * unit).astype(factor.dtype) * factor
 
-    columns = zip(spec.rule.slots, spec.codecs, absmaxes, spec.rule.factors(s), strict=True)
+    columns = zip(spec.rule.slots, spec.codecs, slots, absmaxes, spec.rule.factors(s), strict=True)
     return tuple(scale(*column) for column in columns)
 
 
@@ -136,7 +149,7 @@ def direction_from_new(spec, slots, absmaxes, usable, p, s, dtype):
     """The direction, from slots that a step has stored."""
     scales = tuple(
         spread(scale, x.shape, spec.block_size) if coded(x) else scale
-        for x, scale in zip(slots, scales_for_step(spec, absmaxes, s), strict=True)
+        for x, scale in zip(slots, scales_for_step(spec, slots, absmaxes, s), strict=True)
     )
     stored = decode_for_step(spec, slots, scales, dtype)
     return direction(spec, stored, usable, p, s)

@@ -53,6 +53,7 @@ def _add(name, *arguments, targets=None, **options):
 for _rule in ("lion", "lamb"):
     for _codec in ("power", "dynamic"):
         _add(f"{_rule}/{_codec}/bf16", _rule, BF16, BF16, codec=_codec)
+    _add(f"{_rule}/power/f32, decay", _rule, F32, F32, decay="decoupled")
 # What one target is enough for.
 ONE = dict(targets=("h200",))
 for _rule in RULES:

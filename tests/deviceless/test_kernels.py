@@ -31,9 +31,9 @@ def kernel_names(result):
 
 def instructions(result):
     """Machine instructions for each parameter, of all kernels of a step together."""
-    # The apply kernel of LAMB has a second way, for tiles with a gradient that is not finite.
+    # The kernels of LAMB have a second way, for tiles with a gradient that is not finite.
     kernels = result["kernels"].values()
-    return sum(instructions_per_element(k, ELEMENTS, branches=1) for k in kernels)
+    return sum(instructions_per_element(k, ELEMENTS, branches=2) for k in kernels)
 
 
 @BOTH_EMIT
@@ -77,9 +77,10 @@ def test_more_than_two_to_the_31_elements_compile_in_place(facts_for, rule):
     result = facts_for("h200")[f"kernel/{rule}/huge"]
     assert HUGE[0] * HUGE[1] > 2**31
     assert not copies(result["facts"], at_least=SMALL)
-    # Half a million partial sums of LAMB's norms, three each.
-    assert result["facts"]["temp"] <= HUGE[0] * HUGE[1] / 4096 * 12 + SMALL
-    assert all(kernel["grid"][0] == HUGE[0] // 16 for kernel in result["kernels"].values())
+    # Up to a million partial sums of LAMB's norms, three each.
+    assert result["facts"]["temp"] <= HUGE[0] * HUGE[1] / 2048 * 12 + SMALL
+    tiles = {"lamb_amsgrad": HUGE[0] // 8}.get(rule, HUGE[0] // 16)
+    assert all(kernel["grid"][0] == tiles for kernel in result["kernels"].values())
 
 
 def scales(rule, emit):
@@ -135,14 +136,14 @@ def test_optimizers_move_as_few_bytes_as_their_kernels(facts_for, name, fused, b
     assert not copies(result["facts"], at_least=SMALL)
 
 
-# Measured with jax 0.12.0.1 and ptxas 13.5, then rounded up by what another release may change.
-# The first three are targets of the design: 36, 60 and 105 instructions, of which the first is met.
+# 36, 60 and 105 are what the design asks for. That of the dynamic map is missed by 8: its careful
+# arithmetic needs them. What no target stands for is measured and rounded up.
 @pytest.mark.parametrize(
     "case, most",
     [
         ("lion/power/bf16", 36),
         ("lion/dynamic/bf16", 69),
-        ("lamb/power/bf16", 121),
+        ("lamb/power/bf16", 105),
         ("lamb/dynamic/bf16", 300),
     ],
 )
