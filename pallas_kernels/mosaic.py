@@ -202,11 +202,11 @@ def _divide(a, b):
 # ----------------------------------------------------------------------------- around a kernel
 
 
-def per_thread(spec):
-    """Elements of a tile in a thread: as many as leave registers enough, of 32 and 16."""
-    # With more of them, there is more to do while a thread waits, and room for fewer threads.
+def _per_thread(spec):
+    # With more elements there is more to do while a thread waits, and room for fewer threads. As
+    # many as leave registers enough, 32 or 16; `python -m tests.gpu` times the alternatives.
     slots = sum(2 if codec.name == "dynamic" else 1 for codec in spec.codecs)
-    return 32 if slots <= 2 else 16
+    return spec.per_thread or (32 if slots <= 2 else 16)
 
 
 class _State(NamedTuple):
@@ -295,7 +295,7 @@ class _Call(NamedTuple):
         return run_leaf(
             name,
             with_scalars,
-            cut(leaf.g.size, leaf.block_size, dtypes, per_thread(spec)),
+            cut(leaf.g.size, leaf.block_size, dtypes, _per_thread(spec)),
             dict(floats=hyper.floats, key=hyper.key, read=read),
             written,
             out or {},

@@ -32,6 +32,8 @@ class Spec(NamedTuple):
     """Weight decay: "decoupled" (added to the direction), "coupled" (to the gradient: L2), None."""
     emit: str = "updates"
     """What a step returns: "updates" to be added to the parameters, or the new "params"."""
+    per_thread: int | None = None
+    """Elements that a thread of a kernel holds; None for what suits the rule."""
 
 
 def coded(slot):

@@ -1,0 +1,202 @@
+"""In place means in place, and leaves beyond 2**31 elements are leaves like others."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import optax_lamblion
+from optax_lamblion import StateOptions, apply_fused
+from pallas_kernels import mosaic, rules, xla
+from pallas_kernels.codecs import as_bytes, encode, get_codec
+from pallas_kernels.hashing import mix, uniform_at
+from pallas_kernels.step import Spec
+from tests import oracles
+from tests.gpu.comparing import CUBE_TIE
+from tests.gpu.records import Skipped
+
+MIB = 2**20
+
+
+def checks(run):
+    """`(name, function)`. The peak is watched first: nothing makes it go down again."""
+    for name in ("lion8bit", "lamb8bit"):
+        yield f"a donated step is in place: {name}", functools.partial(_in_place, run, name)
+    for rule in (rules.LION, rules.LAMB):
+        yield f"more than 2**31 elements: {rule.name}", functools.partial(_huge, run, rule)
+
+
+def _in_place(run, name):
+    if run.interpret:
+        raise Skipped("the interpreter copies")
+    device = jax.devices()[0]
+    tx = getattr(optax_lamblion, name)(
+        1e-3, weight_decay=0.1, options=StateOptions(implementation="mosaic")
+    )
+    # Larger than what the checks before have used, for the peak to show it.
+    shape = (16384, 8192 * (1 if name == "lion8bit" else 3))
+    step = jax.jit(functools.partial(apply_fused, tx), donate_argnums=(0, 2))
+    abstract = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+    compiled = step.lower(abstract, abstract, jax.eval_shape(tx.init, abstract)).compile()
+    params = jnp.ones(shape, jnp.bfloat16)
+    grads = jnp.full(shape, 0.01, jnp.bfloat16)
+    state = jax.block_until_ready(tx.init(params))
+    before = device.memory_stats()
+    at = {key: x.unsafe_buffer_pointer() for key, x in _large(params, state).items()}
+    for _ in range(3):
+        params, state = jax.block_until_ready(compiled(params, grads, state))
+    now = {key: x.unsafe_buffer_pointer() for key, x in _large(params, state).items()}
+    moved = [key for key in at if at[key] != now[key]]
+    assert not moved, f"copied instead of written in place: {moved}"
+    facts = {
+        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "arguments_bytes": compiled.memory_analysis().argument_size_in_bytes,
+    }
+    if before is None:
+        return facts | {"peak": "this device does not tell"}
+    after = device.memory_stats()
+    # Codes and scales were made one after the other, so the peak was what was in use.
+    facts["peak_above_use_bytes"] = after["peak_bytes_in_use"] - before["bytes_in_use"]
+    facts["peak_before_bytes"] = before["peak_bytes_in_use"] - before["bytes_in_use"]
+    grown = after["peak_bytes_in_use"] - max(before["peak_bytes_in_use"], before["bytes_in_use"])
+    facts["peak_grew_bytes"] = grown
+    # The norms of tiles, scalars, and what the allocator rounds up.
+    most = 16 * MIB + 16 * math.prod(shape) // 4096
+    assert grown <= most, f"the peak grew by {grown / MIB:.0f} MiB"
+    return facts
+
+
+def _large(params, state):
+    leaves = {"params": params}
+    for field, x in state._asdict().items():
+        if getattr(x, "size", 0) >= 4096:
+            leaves[field] = x
+    return leaves
+
+
+# Inputs are formulas of row and column, so that any rows of them can be made again.
+
+
+def _wave(first, rows, columns, seed, scale, dtype):
+    row = (first + jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 0)).astype(jnp.float32)
+    column = jax.lax.broadcasted_iota(jnp.float32, (rows, columns), 1)
+    return (scale * jnp.sin(seed + 0.37 * (row % 8191) + 1.7 * column)).astype(dtype)
+
+
+def _code(first, rows, columns, slot):
+    row = first + jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 0)
+    column = jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 1)
+    return ((128 if slot.signed else 40) + (7 * row + 3 * column) % 101).astype(jnp.uint8)
+
+
+def _make(rule, first, rows, columns):
+    g = _wave(first, rows, columns, 0.0, 0.01, jnp.bfloat16)
+    p = _wave(first, rows, columns, 1.0, 1.0, jnp.bfloat16)
+    codes = tuple(_code(first, rows, columns, slot) for slot in rule.slots)
+    absmaxes = tuple(
+        jnp.full((rows, columns // 256), 0.01 if slot.signed else 1e-4, jnp.float32)
+        for slot in rule.slots
+    )
+    return g, p, codes, absmaxes
+
+
+def _huge(run, rule):
+    rows, columns = (2**23 + 17, 256) if not run.interpret else (2**5 + 17, 256)
+    size, slots = rows * columns, len(rule.slots)
+    need = size * (4 + slots * (1 + 4 / 256))
+    if not run.interpret:
+        stats = jax.devices()[0].memory_stats() or {}
+        free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
+        if free < 1.15 * need:
+            raise Skipped(f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+    s = rules.Scalars(
+        b1=0.9, one_minus_b1=0.1, b2=0.99, one_minus_b2=0.01, weight_decay=0.1, step_size=-0.125
+    )
+    s = rules.Scalars(*(None if x is None else jnp.float32(x) for x in s))
+    codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
+    spec, key = Spec(rule, codecs, 256, "decoupled", "params"), jnp.uint32(99)
+    step = functools.partial(mosaic.step, spec)
+    if run.interpret:
+        from tests.kernels.interpreted import INTERPRET
+
+        step = functools.partial(step, interpret=INTERPRET)
+    make = jax.jit(functools.partial(_make, rule), static_argnums=(1, 2))
+    g, p, codes, absmaxes = make(0, rows, columns)
+    # The old parameters are a formula, so nothing but one set of them need be kept.
+    p, codes, absmaxes = jax.jit(step, donate_argnums=(1, 2, 3))(g, p, codes, absmaxes, s, key)
+    del g
+
+    part = min(4096, rows)
+    general = jax.jit(functools.partial(xla.step, spec))
+    seen = {"elements": size, "bytes": need}
+    most = rows - part
+    firsts = sorted({0, most, *(x for x in (2**22 - 8, 2**23 - 2048) if 0 < x < most)})
+    moved, length = 0.0, 0.0
+    for first in firsts:
+        given = make(first, part, columns)
+        rest = tuple(x[first : first + part] for x in (p, *codes, *absmaxes))
+        new_p, new_codes, new_absmaxes = rest[0], rest[1 : 1 + slots], rest[1 + slots :]
+        expected_p, expected, expected_absmaxes = general(*given, s, key)
+        for i, slot in enumerate(rule.slots):
+            a, b = np.asarray(new_absmaxes[i]), np.asarray(expected_absmaxes[i])
+            np.testing.assert_allclose(a, b, rtol=2.0**-20, err_msg=f"{slot.name} from row {first}")
+            if slot.second_moment:  # whose turns depend on where an element is
+                expected_codes = _at(spec, i, given, new_absmaxes[i], s, key, first)
+            else:
+                expected_codes = expected[i]
+            x, y = np.asarray(new_codes[i]).astype(int), np.asarray(expected_codes).astype(int)
+            differ = x != y
+            seen[f"{slot.name}_differ_from_row_{first}"] = int(differ.sum())
+            assert np.abs(x - y).max() <= 1, f"{slot.name} from row {first}: off by more than one"
+            assert differ.mean() <= 4 * CUBE_TIE, f"{slot.name} from row {first}: {differ.sum()}"
+        old_p = np.asarray(given[1].astype(jnp.float32), np.float64)
+        got_p = np.asarray(new_p.astype(jnp.float32), np.float64)
+        if rule.from_old:
+            want = np.asarray(expected_p.astype(jnp.float32), np.float64)
+            off = np.abs(got_p - want) > 2.0**-8 * np.abs(want) + 1e-30
+            assert not off.any(), f"{off.sum()} parameters off from row {first}"
+        else:
+            # With another norm another step, but along the same direction.
+            direction = _direction(spec, given, new_codes, new_absmaxes, s)
+            change = got_p - old_p
+            cosine = np.sum(change * direction) / np.sqrt(np.sum(change**2) * np.sum(direction**2))
+            seen[f"cosine_from_row_{first}"] = float(cosine)
+            assert cosine < -0.999, f"from row {first} the step has another direction: {cosine}"
+            moved, length = moved + float(np.sum(change**2)), length + float(np.sum(old_p**2))
+    if not rule.from_old and not run.interpret:
+        # The identity of LAMB, |dp| = lr |p|; the sampled rows are like all others.
+        ratio = math.sqrt(moved / length) / 0.125
+        seen["step_over_lr_times_norm"] = ratio
+        assert abs(ratio - 1) < 0.02, f"|dp| is {ratio:.4f} of lr |p|"
+    return seen
+
+
+def _at(spec, i, given, absmax, s, key, first):
+    """The codes of a stochastic slot for rows that begin further down in their leaf."""
+    g, _, codes, absmaxes = given
+    columns, codec = g.shape[1], spec.codecs[i]
+
+    @jax.jit
+    def codes_of(g, codes, old_absmax, absmax, first):
+        level = jnp.asarray(oracles.levels("power", False), jnp.float32)
+        old = level[codes] * jnp.repeat(old_absmax, 256, axis=1)
+        g = g.astype(jnp.float32)
+        value = s.one_minus_b2 * (g * g) + s.b2 * old
+        row = first.astype(jnp.uint32) + jax.lax.broadcasted_iota(jnp.uint32, g.shape, 0)
+        column = jax.lax.broadcasted_iota(jnp.uint32, g.shape, 1)
+        height = uniform_at(mix(key + jnp.uint32(i)), row * jnp.uint32(columns) + column)
+        scale = jnp.repeat(codec.scale(absmax), 256, axis=1)
+        return as_bytes(encode(codec, value, scale, height, keep_nonzero=True))
+
+    return codes_of(g, codes[i], absmaxes[i], absmax, jnp.int32(first))
+
+
+def _direction(spec, given, codes, absmaxes, s):
+    p = np.asarray(given[1].astype(jnp.float32), np.float64)
+    m, v = (
+        oracles.decode(np.asarray(c), np.asarray(a), 256, "power", slot.signed)
+        for c, a, slot in zip(codes, absmaxes, spec.rule.slots, strict=True)
+    )
+    return m / (np.sqrt(v) + float(s.eps)) + float(s.weight_decay) * p

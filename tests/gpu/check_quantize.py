@@ -1,0 +1,135 @@
+"""The kernels of `quantize` and `dequantize` against XLA and against looking at all levels."""
+
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import pallas_kernels
+from pallas_kernels import get_codec, mosaic_quantize
+from pallas_kernels.hashing import mix
+from tests import oracles
+from tests.gpu.comparing import CUBE_TIE, ULP
+from tests.kernels.codec_judge import level_error
+
+SHAPES = ((4096,), (9, 512), (4099,), (5, 7, 11, 64), (50001, 77))
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def checks(run):
+    """`(name, function)` for each kind of codes."""
+    kinds = list(itertools.product(oracles.CODECS, (True, False), (None, 7)))
+    for i, (codec, signed, seed) in enumerate(kinds):
+        shape, dtype = SHAPES[i % len(SHAPES)], DTYPES[i % len(DTYPES)]
+        block = (256, 64, 1024, 32, 512, 128)[i % 6]
+        if run.interpret and (math.prod(shape) > 2**17 or run.tiny and i > 1):
+            continue
+        words = codec, "signed" if signed else "unsigned", f"seed={seed}", dtype, f"block={block}"
+        yield (
+            f"quantize {'x'.join(map(str, shape))} {' '.join(words)}",
+            functools.partial(_quantize, run, shape, dtype, block, codec, signed, seed),
+        )
+    for i, (codec, signed) in enumerate(itertools.product(oracles.CODECS, (True, False))):
+        shape, dtype = SHAPES[-1 - i % len(SHAPES)], DTYPES[i % len(DTYPES)]
+        if run.interpret and (math.prod(shape) > 2**17 or run.tiny and i > 1):
+            continue
+        yield (
+            f"dequantize {'x'.join(map(str, shape))} {codec} {signed=} {dtype}",
+            functools.partial(_dequantize, run, shape, dtype, codec, signed),
+        )
+
+
+def _quantize(run, shape, dtype, block, codec, signed, seed):
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal(shape) * rng.lognormal(size=shape)
+    x.reshape(-1)[:5] = 0, np.nan, np.inf, -np.inf, -0.0
+    x.reshape(-1)[block : 2 * block] = 0
+    x = jnp.asarray(x, dtype)
+    options = dict(block_size=block, codec=codec, signed=signed, seed=seed)
+    if run.interpret:
+        from tests.kernels.interpreted import INTERPRET
+
+        key = None if seed is None else mix(jnp.uint32(seed))
+        codes, absmax = jax.jit(
+            lambda x: mosaic_quantize.quantize(
+                x, key, block, get_codec(codec, signed), False, interpret=INTERPRET
+            )
+        )(x)
+    else:
+        codes, absmax = pallas_kernels.quantize(x, implementation="mosaic", **options)
+    expected, expected_absmax = pallas_kernels.quantize(x, implementation="xla", **options)
+    codes, expected, absmax = map(np.asarray, (codes, expected, absmax))
+    assert codes.dtype == np.uint8 and codes.shape == shape
+    np.testing.assert_array_equal(absmax, expected_absmax)  # a maximum has no rounding
+    values = np.asarray(x.astype(jnp.float32), np.float64)
+    values = np.where(np.isfinite(values), values, 0)
+    values = values if signed else np.maximum(values, 0)
+    y = oracles.normalize(values, absmax, block)
+    slack = (level_error(codec, signed) + 4 * ULP) * np.abs(y)
+    differ = codes != expected
+    if seed is None:
+        tie = CUBE_TIE if codec == "power" and signed else 0.0
+        excess, gap = oracles.nearest_excess(y, codes, codec, signed)
+        excess, gap = excess.reshape(shape), gap.reshape(shape)
+        ok = excess <= 2 * slack + tie * gap
+    else:
+        excess, gap, tie = np.zeros(shape), np.ones(shape), 0.0
+        ok = oracles.admissible(y, codes, codec, signed, slack)
+        if codec == "dynamic" and signed:  # the sign rule stores no negative value as zero
+            ok |= (y < 0) & (codes == 126)
+    assert ok.all(), (
+        f"{(~ok).sum()} of {ok.size} codes wrong, first at {np.argwhere(~ok)[:3].tolist()}: "
+        f"y={y[~ok][:3]}, kernel {codes[~ok][:3]}, XLA {expected[~ok][:3]}"
+    )
+    far = np.abs(codes.astype(int) - expected) > 1
+    if codec == "dynamic" and signed:
+        far &= np.minimum(codes, expected) != 126  # 126 and 128 are neighbours of a small value
+    assert not far.any(), f"{far.sum()} codes differ from XLA's by more than one"
+    most = 8 + (4 * tie + 4e-4) * codes.size
+    assert differ.sum() <= most, f"{differ.sum()} of {codes.size} codes differ from XLA's"
+    brute = {}
+    if seed is None:
+        sample = slice(0, 20_000)
+        nearest, ties = oracles.nearest(
+            y.reshape(-1)[sample], codec, signed, tie=max(2 * tie, 1e-4)
+        )
+        wrong = (codes.reshape(-1)[sample] != nearest) & ~ties
+        assert not wrong.any(), f"{wrong.sum()} codes are not the nearest of all levels"
+        brute = {"looked_at": nearest.size, "ties": int(ties.sum())}
+    share = np.divide(excess, gap, out=np.zeros(shape), where=gap > 0)
+    return brute | {"codes_that_differ": int(differ.sum()), "worst_tie": float(share.max())}
+
+
+def _dequantize(run, shape, dtype, codec, signed):
+    rng = np.random.default_rng(2)
+    codes = jnp.asarray(rng.integers(oracles.lowest_code(codec, signed), 256, shape, np.uint8))
+    scales = rng.lognormal(size=oracles.absmax_shape(shape, 256))
+    absmax = jnp.asarray(scales, jnp.float32)
+    options = dict(codec=codec, signed=signed, dtype=jnp.dtype(dtype))
+    if run.interpret:
+        from tests.kernels.interpreted import INTERPRET
+
+        x = jax.jit(
+            lambda codes, absmax: mosaic_quantize.dequantize(
+                codes, absmax, 256, get_codec(codec, signed), jnp.dtype(dtype), interpret=INTERPRET
+            )
+        )(codes, absmax)
+    else:
+        x = pallas_kernels.dequantize(codes, absmax, implementation="mosaic", **options)
+    general = pallas_kernels.dequantize(codes, absmax, implementation="xla", **options)
+    assert x.dtype == dtype and x.shape == shape
+    exact = oracles.decode(np.asarray(codes), np.asarray(absmax), 256, codec, signed)
+    info = jnp.finfo(dtype)
+    bound = (level_error(codec, signed) + ULP + float(info.eps) / 2) * np.abs(exact)
+    bound += float(info.smallest_subnormal) / 2
+    seen = {}
+    for name, value in (("kernel", x), ("xla", general)):
+        error = np.abs(np.asarray(value.astype(jnp.float32), np.float64) - exact)
+        off = ~(error <= bound)
+        assert not off.any(), f"{name}: {off.sum()} values off, first {np.argwhere(off)[:3]}"
+        share = np.divide(error, bound, out=np.zeros(shape), where=bound > 0)
+        seen[f"{name}_worst"] = float(share.max())
+    return seen

@@ -1,0 +1,288 @@
+"""The programs that are timed: copies, our optimizers in every form, and Optax's."""
+
+import functools
+import itertools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_lamblion
+import pallas_kernels
+from optax_lamblion import StateOptions, apply_fused
+from optax_lamblion.demo import shapes
+from pallas_kernels import get_codec, mosaic, rules
+from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.mosaic_tile import INTERPRET
+from pallas_kernels.step import Spec
+from tests.gpu import floors
+from tests.gpu.timing import Program, wave
+
+DTYPES = {"bf16": (jnp.bfloat16, jnp.bfloat16), "f32": (jnp.float32, jnp.float32)}
+"""Of parameters and gradients."""
+MIXED = {"f32 p, bf16 g": (jnp.float32, jnp.bfloat16)}
+_FLOORS = {"lion8bit": floors.lion8, "lamb8bit": floors.lamb8}
+_LAMB_LEAF_BYTES = 32
+"""Bytes per parameter that the hungriest program needs: Optax's LAMB in float32."""
+
+
+def programs(run):
+    """All programs; what matters most comes first."""
+    leaves = large_leaves(run)
+    size = len(leaves) * math.prod(run.shape)
+    names = "lion8bit", "lamb8bit"
+    yield from copies(run)
+    for name, (dtype, pair) in itertools.product(names, DTYPES.items()):
+        yield ours("large", leaves, name, dtype, pair, True, profile=True)
+    gpt2, bf16 = model("gpt2-124m", run), DTYPES["bf16"]
+    for name in names:
+        yield ours("gpt2", gpt2, name, "bf16", bf16, True, profile=True)
+    yield looped(gpt2)
+    for name, (dtype, pair) in itertools.product(names, DTYPES.items()):
+        yield ours("large", leaves, name, dtype, pair, False)
+    for (dtype, pair), mu in itertools.product(DTYPES.items(), ("f32", "bf16")):
+        yield by_optax("large", leaves, "lion", dtype, pair, mu)
+    for dtype, pair in DTYPES.items():
+        yield by_optax("large", leaves, "lamb", dtype, pair, dtype)
+    for name, fused in itertools.product(names, (True, False)):
+        for dtype, pair in DTYPES.items():
+            yield ours("large", leaves, name, dtype, pair, fused, "xla", profile=dtype == "bf16")
+    for name in names:
+        (dtype, pair), *_ = MIXED.items()
+        yield ours("large", leaves, name, dtype, pair, True)
+        yield ours("large", leaves, name, "bf16", bf16, True, codec="dynamic")
+    yield ours("large", leaves, "lion8bit", "f32", DTYPES["f32"], True, codec="dynamic")
+    for rule, per_thread in itertools.product((rules.LION, rules.LAMB), (8, 16, 32)):
+        yield tiled(leaves, rule, per_thread, INTERPRET if run.interpret else None)
+    yield from quantizing(run, size)
+    if run.tiny:
+        return
+    # Many tensors of many shapes take their compilers a while, so they are the last ones.
+    for name in names:
+        yield ours("gpt2", gpt2, name, "bf16", bf16, False, profile=True)
+        yield ours("gpt2", gpt2, name, "f32", DTYPES["f32"], True)
+    yield ours("gpt2", gpt2, "lion8bit", "bf16", bf16, True, "xla", profile=True)
+    yield by_optax("gpt2", gpt2, "lion", "bf16", bf16, "bf16", profile=True)
+    for which in ("llama-8b", "resnet50"):
+        tree = model(which, run)
+        yield by_optax(which, tree, "lion", "bf16", bf16, "bf16")
+        for name in names:
+            yield ours(which, tree, name, "bf16", bf16, True, profile=True)
+
+
+def large_leaves(run):
+    """Equal large leaves, as many as asked for or as the memory holds."""
+    stats = jax.devices()[0].memory_stats() or {}
+    leaves, size = run.leaves, math.prod(run.shape)
+    if limit := stats.get("bytes_limit"):
+        leaves = max(1, min(leaves, int(0.8 * limit / (_LAMB_LEAF_BYTES * size))))
+    return {f"leaf{i:02}": run.shape for i in range(leaves)}
+
+
+def model(name, run):
+    """Shapes of a model; of the largest one only the first two layers, with all that is around."""
+    found = shapes.MODELS[name]()
+    if name == "llama-8b":
+        layer = re.compile(r"layer(\d+)/")
+        found = {k: x for k, x in found.items() if not (m := layer.match(k)) or int(m[1]) < 2}
+    if run.interpret:
+        found = {k: tuple(min(n, 16) for n in x) for k, x in list(found.items())[:6]}
+    return found
+
+
+def copies(run):
+    """What a GPU can do at best: the best of these is the ceiling."""
+    size = 2**30 if not run.interpret else 2**12  # 4 GiB
+    if stats := jax.devices()[0].memory_stats():
+        size = min(size, 2 ** int(math.log2(stats["bytes_limit"] / 4 / 6)))
+    array = functools.partial(jnp.arange, size, dtype=jnp.uint32)
+    about = {"optimizer": "copy"}
+
+    def copied(carry, constant):
+        return jnp.copy(constant)  # a new array every time
+
+    def added(carry, constant):
+        return carry + jnp.uint32(1)
+
+    yield Program("copy", copied, array, array, size, 8, about=about, profile=True, donate=False)
+    yield Program("copy, add 1 in place", added, array, tuple, size, 8, about=about)
+    yield Program(
+        "copy, add 1 to another array", added, array, tuple, size, 8, about=about, donate=False
+    )
+
+
+def trees(leaves, pair):
+    """`(params, grads)`: functions that make them."""
+    p, g = pair
+
+    def params():
+        return {k: wave(x, p, i, 1.0) for i, (k, x) in enumerate(leaves.items())}
+
+    def grads():
+        return {k: wave(x, g, 0.5 + i, 2.0**-6) for i, (k, x) in enumerate(leaves.items())}
+
+    return params, grads
+
+
+def stepping(tx, params, fused):
+    """`(step, carry)` of a `Program`."""
+
+    def carry():
+        made = params()
+        return made, tx.init(made)
+
+    def step(carry, grads):
+        if fused:
+            return apply_fused(tx, carry[0], grads, carry[1])
+        updates, state = tx.update(grads, carry[1], carry[0])
+        return optax.apply_updates(carry[0], updates), state
+
+    return step, carry
+
+
+def elements(leaves):
+    """The number of parameters."""
+    return sum(map(math.prod, leaves.values()))
+
+
+def ours(what, leaves, name, dtype, pair, fused, implementation=None, codec="power", profile=False):
+    """A `Program`: one step of an optimizer of this package."""
+    options = StateOptions(implementation=implementation, codec=codec)
+    tx = getattr(optax_lamblion, name)(1e-4, weight_decay=0.1, options=options)
+    params, grads = trees(leaves, pair)
+    step, carry = stepping(tx, params, fused)
+    mode = "apply_fused" if fused else "update"
+    form = mode + (", xla" if implementation == "xla" else "")
+    words = [name, dtype, form] + [codec] * (codec != "power")
+    p, g = (jnp.dtype(x).itemsize for x in pair)
+    about = {
+        "what": what,
+        "optimizer": name,
+        "dtype": dtype,
+        "mode": mode,
+        "implementation": implementation,
+        "codec": codec,
+        "tensors": len(leaves),
+    }
+    return Program(
+        f"{what}: {' '.join(words)}",
+        step,
+        carry,
+        grads,
+        elements(leaves),
+        _FLOORS[name](g, p, form),
+        about=about,
+        profile=profile,
+    )
+
+
+def tiled(leaves, rule, per_thread, interpret):
+    """Kernels in bfloat16 with another number of elements in a thread: what tuning is about."""
+    codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
+    spec = Spec(rule, codecs, 256, None, "params", per_thread)
+    scalars = rules.Scalars(step_size=-1e-4)
+    params, grads = trees(leaves, DTYPES["bf16"])
+
+    def carry():
+        made = {}
+        for name, p in params().items():
+            codes = tuple(jnp.full(p.shape, codec.zero_code, jnp.uint8) for codec in codecs)
+            scale = jnp.zeros(absmax_shape(p.shape, 256))
+            made[name] = p, codes, tuple(jnp.copy(scale) for _ in codecs)
+        return made
+
+    def step(carry, grads):
+        key, made = jnp.uint32(1), {}
+        for name, state in carry.items():
+            made[name] = mosaic.step(spec, grads[name], *state, scalars, key, interpret=interpret)
+        return made
+
+    return Program(
+        f"large: {rule.name} bf16, {per_thread} elements in a thread",
+        step,
+        carry,
+        grads,
+        elements(leaves),
+        _FLOORS[f"{rule.name}8bit"](2, 2, "apply_fused"),
+        about={"what": "tiles", "optimizer": rule.name, "per_thread": per_thread},
+    )
+
+
+def looped(leaves, steps=20):
+    """Many steps in one program: what a model of many tensors costs without Python between them."""
+    program = ours("gpt2", leaves, "lion8bit", "bf16", DTYPES["bf16"], True)
+
+    def step(carry, grads):
+        return jax.lax.fori_loop(0, steps, lambda i, carry: program.step(carry, grads), carry)
+
+    return Program(
+        program.name + f", {steps} steps in a loop",
+        step,
+        program.carry,
+        program.constant,
+        program.elements,
+        program.bytes_per_element,
+        steps=steps,
+        about=program.about | {"mode": "loop"},
+        profile=True,
+    )
+
+
+def by_optax(what, leaves, name, dtype, pair, slot, profile=False):
+    """A `Program`: one step of Optax's own optimizer with slots of a dtype."""
+    slot_dtype = {"bf16": jnp.bfloat16, "f32": jnp.float32}[slot]
+    if name == "lion":
+        tx = optax.lion(1e-4, mu_dtype=slot_dtype, weight_decay=0.1)
+        floor = floors.lion32
+    else:  # whose slots have the dtype of the parameters
+        tx = optax.lamb(1e-4, weight_decay=0.1)
+        floor = floors.lamb32
+    params, grads = trees(leaves, pair)
+    step, carry = stepping(tx, params, False)
+    p, g = (jnp.dtype(x).itemsize for x in pair)
+    about = {"what": what, "optimizer": f"optax.{name}", "dtype": dtype, "tensors": len(leaves)}
+    return Program(
+        f"{what}: optax.{name} {dtype}, {slot} slots",
+        step,
+        carry,
+        grads,
+        elements(leaves),
+        floor(g, p, jnp.dtype(slot_dtype).itemsize),
+        about=about,
+        profile=profile,
+    )
+
+
+def quantizing(run, size):
+    """`quantize` and `dequantize`, which return new arrays."""
+    rows = max(size // 4 // run.shape[1], 1)
+    shape = (rows, run.shape[1])
+    size = math.prod(shape)
+    kinds = itertools.product(DTYPES.items(), (None, "xla") if run.interpret else ("mosaic", "xla"))
+    for (dtype, (x_dtype, _)), implementation in kinds:
+        itemsize = jnp.dtype(x_dtype).itemsize
+        about = {"dtype": dtype, "implementation": implementation}
+
+        def quantize(carry, x, implementation=implementation):
+            return pallas_kernels.quantize(x, implementation=implementation)
+
+        def codes(shape=shape):
+            return jnp.full(shape, 77, jnp.uint8), jnp.ones((shape[0], shape[1] // 256))
+
+        def dequantize(carry, stored, implementation=implementation, dtype=x_dtype):
+            return pallas_kernels.dequantize(*stored, dtype=dtype, implementation=implementation)
+
+        x = functools.partial(wave, shape, x_dtype, 0.0, 1.0)
+        moved = itemsize + 1 + 4 / 256
+        yield Program(
+            f"quantize {dtype} {implementation}",
+            *(quantize, codes, x, size, moved),
+            about=about | {"optimizer": "quantize"},
+        )
+        yield Program(
+            f"dequantize {dtype} {implementation}",
+            *(dequantize, x, codes, size, moved),
+            about=about | {"optimizer": "dequantize"},
+        )
