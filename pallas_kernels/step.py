@@ -109,7 +109,7 @@ def decode_for_step(spec, slots, scales, dtype):
             values = (decode_raw_root if slot.second_moment else decode_raw)(codec, x, dtype)
         else:
             values = jnp.sqrt(x.astype(dtype)) if slot.second_moment else x.astype(dtype)
-        return values * scale.astype(dtype)
+        return values if scale is None else values * scale.astype(dtype)
 
     columns = zip(spec.rule.slots, spec.codecs, slots, scales, strict=True)
     return tuple(decoded(*column) for column in columns)
@@ -123,9 +123,11 @@ class Decoded(NamedTuple):
 
 
 def scales_for_step(spec, slots, absmaxes, s):
-    """What `decode_for_step` multiplies slots by: a value for every block, or one for all."""
+    """What `decode_for_step` multiplies slots by: a value for every block, one for all, or None."""
 
     def scale(slot, codec, x, absmax, factor):
+        if absmax is None and isinstance(factor, float) and factor == 1:
+            return None
         factor = jnp.asarray(factor, s.step_size.dtype)
         if absmax is None:
             return factor
