@@ -23,14 +23,14 @@ from pallas_kernels.mosaic_tile import as_rows, cut
 from pallas_kernels.step import Spec
 
 
-def step(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):
+def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     """One optimizer step of one leaf with 8-bit slots: arguments and results of `xla.step`."""
     leaf = _Leaf.of(spec, g, p, slots, absmaxes)
     if not any(slot.second_moment for slot in spec.rule.slots):
         key = None  # and XLA need not make it
     call = _Call(spec, leaf, _Hyper.of(s, key), interpret)
     in_place = spec.emit == "params"
-    out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
+    out_dtype = promote(*(x.dtype for x in (g, p) if x is not None))
     name = spec.rule.name
 
     if spec.rule.from_old and in_place:
@@ -43,9 +43,9 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):
         out = dict(signs=jax.ShapeDtypeStruct(leaf.g.shape, jnp.int8))
         out, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
         # The rest of the step is left to XLA, which fuses it with whatever applies the update.
-        signs, p32 = out["signs"].reshape(g.shape), None if p is None else p.astype(jnp.float32)
-        s = s.astype(jnp.float32)
-        return shared.update_from_signs(spec, signs, out_dtype, p32, s), *leaf.stored()
+        signs, s = out["signs"].reshape(g.shape), s.astype(jnp.float32)
+        p = jax.tree.map(lambda x: x.astype(jnp.float32), p)  # None stays None
+        return shared.update_from_signs(spec, signs, out_dtype, p, s), *leaf.stored()
 
     read = dict(g=leaf.g, p=leaf.p)
     _, sums = call(f"{name}_moments", _moments_body, read, dict(state=leaf.state), sums=3)
@@ -180,7 +180,8 @@ def _load_state(tile, state):
 
 
 def _direction(spec, tile, state, usable, p, s, divide):
-    scales = tuple(map(tile.spread, shared.scales_for_step(spec, *state, s)))
+    scales = shared.scales_for_step(spec, state.codes, state.absmaxes, s)
+    scales = tuple(map(tile.spread, scales))
     stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32)
     return shared.direction(spec, stored, usable, p, s, divide=divide)
 
@@ -278,7 +279,7 @@ class _Call(NamedTuple):
     hyper: _Hyper
     interpret: Any
 
-    def __call__(self, name, body, read, written, out=None, sums=0):
+    def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any]:
         spec, hyper = self.spec, self.hyper
         codecs = zip(spec.rule.slots, spec.codecs, strict=True)
         spec = spec._replace(

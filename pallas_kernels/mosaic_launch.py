@@ -100,7 +100,7 @@ def _run_rest(cut: Cut, body, read, written, made, sums):
     refs = jax.tree.map(jax.new_ref, (small_written, small_made))
     of_rest = []
     for rest in rests(cut):
-        sums_ref = jax.new_ref(jnp.zeros((1, sums), jnp.float32)) if sums else None
+        sums_ref: Any = jax.new_ref(jnp.zeros((1, sums), jnp.float32)) if sums else None
         body(rest, small_read, *refs, sums_ref)
         of_rest += [jax.freeze(sums_ref)] if sums else []
     new_written, new_made = jax.tree.map(jax.freeze, refs)
