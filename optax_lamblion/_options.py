@@ -32,8 +32,8 @@ class StateOptions:
         `GlobalOptimManager` does in bitsandbytes.
       implementation: Which code makes a step. None takes the fastest: hand-written kernels where
         one NVIDIA GPU is at hand, XLA elsewhere. `"mosaic"` takes the kernels or raises, `"xla"`
-        never takes them. Leaves of fewer than 4096 elements and those in 32 bits are XLA's in any case. A
-        step that is differentiated needs `"xla"` on a GPU; one that is exported for a GPU from a
+        never takes them. Leaves of fewer than 4096 elements and those in 32 bits are always XLA's.
+        A step that is differentiated needs `"xla"` on a GPU; one that is exported for a GPU from a
         machine without one gets kernels by name only.
 
     Raises:

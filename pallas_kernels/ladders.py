@@ -80,8 +80,16 @@ _ROUND = 1.5 * 2.0**23
 
 def _round(x, quantum=1.0):
     """The multiple of `quantum`, a power of two, nearest to `x`, for less than 2**22 of them."""
-    # Float32 numbers of this size are multiples. Two additions cost a GPU less than `jnp.round`.
-    return (x + _ROUND * quantum) - _ROUND * quantum
+    # Float32 numbers of this size are multiples. Two additions cost a GPU less than `jnp.round`,
+    # and the absolute value of a positive number costs nothing. Without it, the XLA of jax 0.11.2
+    # would add up the two constants.
+    return jnp.abs(x + _ROUND * quantum) - _ROUND * quantum
+
+
+def _floor(x, quantum=1.0):
+    """The multiple of `quantum` below `x >= 0`, or either neighbour of an `x` that is one."""
+    # The absolute value changes no result, and keeps the constants apart (see `_round`).
+    return _round(jnp.abs(x - quantum / 2), quantum)
 
 
 def _nearest_by_levels(bracket):
@@ -139,7 +147,7 @@ def power(signed, exponent, name="power", root=None):
 
     def bracket(y):
         y = jnp.minimum(y, 1) if exponent == 1 else y  # its gaps do not hold a rounding error
-        rung = _round(top * root(y) - 0.5)
+        rung = _floor(top * root(y))
         if exponent == 3:  # whose root may be too large
             rung = jnp.where(y < level(rung), rung - 1, rung)
         step = 1 / top
@@ -237,13 +245,13 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         # Levels are the middles of the parts. Below the first one of a decade the spacing changes,
         # and so does the height at which the level below is as near.
         turn = jnp.where(count == 2.0**shift, 7 / 36 if signed else 5 / 36, 0.2)
-        j = jnp.where(parts < turn, -1.0, _round(parts - 0.5))
+        j = jnp.where(parts < turn, -1.0, _floor(parts))
         return jnp.where(y > 1 - 0.225 / most, top, count + j - shift)
 
     def bracket(y):
         y = jnp.minimum(y, 1)
         count, parts = place(y)
-        rung = jnp.where(y >= 1, top, count + (_round(parts - 1) - shift))
+        rung = jnp.where(y >= 1, top, count + (_round(parts) - (1 + shift)))
         levels = level(rung), level(rung + 1)
         return rung, *(Level(height, jnp.sqrt(height)) for height in levels)
 
@@ -344,7 +352,7 @@ def _eighth_scale(absmax):
 
 
 def _eighth_bracket(y):
-    t = _round(_eighth_root(y) - _EIGHTH / 2, _EIGHTH)
+    t = _floor(_eighth_root(y), _EIGHTH)
     return t, _power_level(t, 8), _power_level(t + _EIGHTH, 8)
 
 
