@@ -113,8 +113,9 @@ def test_a_kernel_does_what_xla_does(kernel, leaf):
     expected, expected_slots, expected_absmaxes = run(xla.step, leaf)
     for a, b in zip(absmaxes, expected_absmaxes, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        # One unit in the last place, as a multiply-add may round once or twice.
-        np.testing.assert_allclose(a, b, rtol=2.0**-23)
+        # A unit in the last place, as a multiply-add may round once or twice; and another one, as
+        # the XLA of jax 0.11.2 may multiply a level's last factor by the scale first.
+        np.testing.assert_allclose(a, b, rtol=2 * 2.0**-23)
     for slot, a, b in zip(leaf.spec.rule.slots, slots, expected_slots, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         apart = np.abs(np.int64(a) - np.int64(b))
