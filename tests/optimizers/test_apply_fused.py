@@ -8,6 +8,7 @@ import pytest
 
 import optax_lamblion
 from optax_lamblion import apply_fused, lamb8bit, lion8bit
+from tests.kernels.interpreted import interpreted
 
 NAMES = ["lion8bit", "lion32bit", "lamb8bit", "lamb32bit"]
 
@@ -57,6 +58,16 @@ def assert_same_steps(tx, params, grads, steps=3):
 def test_equals_update_and_apply_updates(name, dtypes):
     tx = getattr(optax_lamblion, name)(1e-2, weight_decay=0.1)
     assert_same_steps(tx, *problem(*map(jnp.dtype, dtypes)))
+
+
+@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit"])
+@pytest.mark.parametrize("dtypes", [("float32",) * 2, ("bfloat16", "float32")])
+def test_kernels_write_the_parameters_that_their_updates_lead_to(name, dtypes):
+    tx = optax.chain(
+        optax.clip_by_global_norm(1.0), getattr(optax_lamblion, name)(1e-2, weight_decay=0.1)
+    )
+    with interpreted():
+        assert_same_steps(tx, *problem(*map(jnp.dtype, dtypes)), steps=2)
 
 
 WRAPPERS = {
