@@ -25,7 +25,7 @@ from pallas_kernels.step import Spec
 
 def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     """One optimizer step of one leaf with 8-bit slots: arguments and results of `xla.step`."""
-    leaf = _Leaf.of(spec, g, p, slots, absmaxes)
+    leaf, s = _Leaf.of(spec, g, p, slots, absmaxes), s.astype(jnp.float32).prepared()
     if not any(slot.second_moment for slot in spec.rule.slots):
         key = None  # and XLA need not make it
     call = _Call(spec, leaf, _Hyper.of(s, key), interpret)
@@ -43,14 +43,13 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
         out = dict(signs=jax.ShapeDtypeStruct(leaf.g.shape, jnp.int8))
         out, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
         # The rest of the step is left to XLA, which fuses it with whatever applies the update.
-        signs, s = out["signs"].reshape(g.shape), s.astype(jnp.float32)
+        signs = out["signs"].reshape(g.shape)
         p = jax.tree.map(lambda x: x.astype(jnp.float32), p)  # None stays None
         return shared.update_from_signs(spec, signs, out_dtype, p, s), *leaf.stored()
 
     read = dict(g=leaf.g, p=leaf.p)
     _, sums = call(f"{name}_moments", _moments_body, read, dict(state=leaf.state), sums=3)
     codes, scales = leaf.stored()
-    s = s.astype(jnp.float32)
     total = sums.total
     ratio = rules.trust_ratio(jnp.sqrt(total[_PARAM]), jnp.sqrt(total[_UPDATE]), s)
     s = s._replace(step_size=s.step_size * ratio)
@@ -263,8 +262,9 @@ class _Hyper(NamedTuple):
     @classmethod
     def of(cls, s, key):
         given = {name: value for name, value in s._asdict().items() if value is not None}
-        floats = jnp.stack([jnp.asarray(x).astype(jnp.float32) for x in given.values()])
-        return cls(floats, jax.tree.map(lambda x: x.reshape(1), key), tuple(given))
+        return cls(
+            jnp.stack(list(given.values())), jax.tree.map(lambda x: x.reshape(1), key), tuple(given)
+        )
 
     def scalars(self, floats):
         """`rules.Scalars`, from the array or a reference to it."""

@@ -36,10 +36,24 @@ class Scalars(NamedTuple):
     """The trust ratio is `clip(ratio_scale * |p| / |u|, ratio_low, ratio_high)`."""
     ratio_low: Any = 0.0
     ratio_high: Any = float("inf")
+    biased_eps: Any = None
+    """eps / debias1; this and the next two are `prepared` from the others."""
+    root_factor: Any = None
+    """sqrt(debias2) / debias1: by what the root of a second moment counts in a direction."""
+    maximum_factor: Any = None
+    """1 / debias1: the same for the maximum of bias-corrected second moments."""
 
     def astype(self, dtype):
         """All values as 0-d arrays of one dtype; what is None stays None."""
         return Scalars(*(None if x is None else jnp.asarray(x).astype(dtype) for x in self))
+
+    def prepared(self):
+        """With what is the same for all elements worked out, so that no thread has to."""
+        return self._replace(
+            biased_eps=self.eps / self.debias1,
+            root_factor=jnp.sqrt(self.debias2) / self.debias1,
+            maximum_factor=1 / self.debias1,
+        )
 
 
 class Slot(NamedTuple):
@@ -113,15 +127,15 @@ def _lamb_moments(g, slots, s):
 def _lamb_direction(slots, s, divide=jnp.divide):
     # (m * debias1) / (sqrt(v * debias2) + eps), divided by debias1 above and below.
     m, *_, root_v = slots
-    return divide(m, root_v + s.eps / s.debias1)
+    return divide(m, root_v + s.biased_eps)
 
 
 def _lamb_factors(s):
-    return 1.0, jnp.sqrt(s.debias2) / s.debias1
+    return 1.0, s.root_factor
 
 
 def _amsgrad_factors(s):
-    return 1.0, 1.0, 1 / s.debias1  # the maximum is over bias-corrected values
+    return 1.0, 1.0, s.maximum_factor
 
 
 LAMB = Rule(

@@ -39,7 +39,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key):
     rule, any_coded = spec.rule, any(map(coded, slots))
     out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
     dtype = compute_dtype(out_dtype)
-    s = s.astype(dtype)
+    s = s.astype(dtype).prepared()
     p_dtype, to_params = None if p is None else p.dtype, spec.emit == "params"
     g, p = g.astype(dtype), None if p is None else p.astype(dtype)
     g, usable = shared.gradient(spec, g, p, s)
