@@ -36,7 +36,7 @@ def _rung(codec, codes):
     if codes.dtype == jnp.uint8:
         rung = codes.astype(jnp.float32)
         return rung - codec.zero_code if codec.zero_code else rung
-    # The absolute value keeps XLA from undoing the addition that has rounded: see `ladders._round`.
+    # The absolute value keeps XLA from undoing the addition that has rounded, as `round_to` says.
     number = jnp.abs(codes.view(jnp.float32))
     rung = number - (2.0**23 + codec.zero_code) * codec.quantum
     return rung if codec.quantum == 1 else rung * (1 / codec.quantum)

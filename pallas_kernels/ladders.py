@@ -65,20 +65,20 @@ class Codec(NamedTuple):
     """What `bracket` calls the level of the top rung."""
 
 
-def _inverse(absmax):
+def inverse(absmax):
     """1 / absmax, and 0 for a block of zeros (or of numbers too small for float32)."""
-    return jnp.where(absmax >= _TINY, 1 / absmax, 0)
+    return jnp.where(absmax >= TINY, 1 / absmax, 0)
 
 
 def _float32(x):
     return x.astype(jnp.float32)
 
 
-_TINY = 2.0**-126
+TINY = 2.0**-126
 _ROUND = 1.5 * 2.0**23
 
 
-def _round(x, quantum=1.0):
+def round_to(x, quantum=1.0):
     """The multiple of `quantum`, a power of two, nearest to `x`, for less than 2**22 of them."""
     # Float32 numbers of this size are multiples. Two additions cost a GPU less than `jnp.round`,
     # and the absolute value of a positive number costs nothing. Without it, the XLA of jax 0.11.2
@@ -86,10 +86,10 @@ def _round(x, quantum=1.0):
     return jnp.abs(x + _ROUND * quantum) - _ROUND * quantum
 
 
-def _floor(x, quantum=1.0):
+def floor_to(x, quantum=1.0):
     """The multiple of `quantum` below `x >= 0`, or either neighbour of an `x` that is one."""
-    # The absolute value changes no result, and keeps the constants apart (see `_round`).
-    return _round(jnp.abs(x - quantum / 2), quantum)
+    # The absolute value changes no result, and keeps the constants apart (see `round_to`).
+    return round_to(jnp.abs(x - quantum / 2), quantum)
 
 
 def _nearest_by_levels(bracket):
@@ -147,11 +147,11 @@ def power(signed, exponent, name="power", root=None):
 
     def bracket(y):
         y = jnp.minimum(y, 1) if exponent == 1 else y  # its gaps do not hold a rounding error
-        rung = _floor(top * root(y))
+        rung = floor_to(top * root(y))
         if exponent == 3:  # whose root may be too large
             rung = jnp.where(y < level(rung), rung - 1, rung)
         step = 1 / top
-        return rung, _power_level(rung * step, exponent), _power_level((rung + 1) * step, exponent)
+        return rung, power_level(rung * step, exponent), power_level((rung + 1) * step, exponent)
 
     nearest = {
         1: lambda x, scale: jnp.minimum(top * _float32(x * scale), top),
@@ -171,7 +171,7 @@ def power(signed, exponent, name="power", root=None):
             jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, half)
         ),
         unit=float(top) ** -exponent,
-        scale=_inverse,
+        scale=inverse,
         nearest=nearest,
         bracket=bracket,
     )
@@ -181,7 +181,8 @@ def _power(x, exponent):
     return x if exponent == 1 else x**exponent
 
 
-def _power_level(x, exponent):
+def power_level(x, exponent):
+    """The `Level` of height `x ** exponent`."""
     if exponent % 2:
         height = _power(x, exponent)
         return Level(height, jnp.sqrt(height))
@@ -194,7 +195,7 @@ def _nearest_cube(y, root, top):
     # Rounding the root names the nearest rung or the one above it, because the middle between two
     # cubes lies above the cube of the middle. That middle, ((r - 1)**3 + r**3) / 2, decides.
     unit = 1 / top**3
-    rung = _round(top * root(y))
+    rung = round_to(top * root(y))
     middle = ((unit * rung - 1.5 * unit) * rung + 1.5 * unit) * rung - 0.5 * unit
     return jnp.where(y <= middle, rung - 1, rung)
 
@@ -245,13 +246,13 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         # Levels are the middles of the parts. Below the first one of a decade the spacing changes,
         # and so does the height at which the level below is as near.
         turn = jnp.where(count == 2.0**shift, 7 / 36 if signed else 5 / 36, 0.2)
-        j = jnp.where(parts < turn, -1.0, _floor(parts))
+        j = jnp.where(parts < turn, -1.0, floor_to(parts))
         return jnp.where(y > 1 - 0.225 / most, top, count + j - shift)
 
     def bracket(y):
         y = jnp.minimum(y, 1)
         count, parts = place(y)
-        rung = jnp.where(y >= 1, top, count + (_round(parts) - (1 + shift)))
+        rung = jnp.where(y >= 1, top, count + (round_to(parts) - (1 + shift)))
         levels = level(rung), level(rung + 1)
         return rung, *(Level(height, jnp.sqrt(height)) for height in levels)
 
@@ -266,7 +267,7 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         raw=level,
         raw_root=lambda rung: jnp.sqrt(level(rung)),
         unit=1.0,
-        scale=_inverse,
+        scale=inverse,
         nearest=nearest,
         bracket=bracket,
     )
@@ -288,75 +289,3 @@ def _five_to_low_bits(n):
     value = jnp.where(n & 1 == 0, 1.0, 5.0)
     value = jnp.where(n & 2 == 0, value, value * 25.0)
     return jnp.where(n & 4 == 0, value, value * 625.0).astype(jnp.float32)
-
-
-# ------------------------------------------------------------------------------------- kernels
-
-
-def for_kernel(codec, stochastic=False):
-    """The same codec for use inside a GPU kernel, where roots and logarithms are instructions.
-
-    `stochastic` says whether it is for rounding at random or to the nearest level.
-    """
-    if codec.name == "dynamic":
-        return dynamic(
-            codec.signed,
-            lambda count: _round(jnp.exp2(jnp.log2(count) * _LOG2_5)),
-            lambda decade: jnp.exp2((2.0**23 + 7 - decade) * _LOG2_5),
-        )
-    if codec.name != "power":
-        return codec
-    if codec.signed:
-        if stochastic:
-            return power(True, 3, root=lambda y: jnp.exp2(jnp.log2(y) * (1 / 3)))
-        return codec._replace(scale=_cube_offset, nearest=_cube_position)
-    if stochastic:
-        return codec._replace(
-            scale=_eighth_scale,
-            bracket=_eighth_bracket,
-            quantum=_EIGHTH,
-            top_level=_EIGHTH_TOP,
-        )
-    return power(False, 8, root=_eighth_root)
-
-
-def _cube_offset(absmax):
-    return jnp.where(absmax >= _TINY, _LOG2_127 - jnp.log2(absmax) * (1 / 3), -jnp.inf)
-
-
-def _cube_position(x, offset):
-    """Where `x` lies between the rungs of the signed cube, as a real number.
-
-    The middle between the cubes of k - 1/2 -+ 1/2 is z**3 + 3/4 z with z = k - 1/2. The inverse of
-    that polynomial is t - 1/(4t) + O(t**-5) in the cube root t, so this is less than 1/2 from the
-    nearest rung. Between the rungs 0 and 1 the bound on 1/t makes it exact; between 1 and 2 it is
-    off by 5e-4, and elsewhere by less than the 3e-4 that logarithm and power are. So codes are the
-    nearest ones except where the two distances differ by less than a thousandth of the gap.
-    """
-    log = jnp.log2(x) * (1 / 3) + offset
-    return jnp.exp2(log) - 0.25 * jnp.minimum(jnp.exp2(-log), _CUBE_BOUND)
-
-
-def _eighth_root(y):
-    return jnp.exp2(jnp.log2(y) * (1 / 8))
-
-
-# The ladder of eighth powers in units of 1/256 rung, of which multiples are found by adding a
-# number and taking it away again, as whole ones are: `t**8` is a level, and needs no `t / 255`.
-_EIGHTH = 2.0**-8
-_EIGHTH_TOP = (255 / 256) ** 8
-
-
-def _eighth_scale(absmax):
-    return _inverse(absmax) * _EIGHTH_TOP
-
-
-def _eighth_bracket(y):
-    t = _floor(_eighth_root(y), _EIGHTH)
-    return t, _power_level(t, 8), _power_level(t + _EIGHTH, 8)
-
-
-_LOG2_5 = 2.321928094887362
-_LOG2_127 = 6.98868468677217
-_CUBE_BOUND = 1.174802
-"""4 (t - 1/2) where t**3 = 1/2 is the middle between the cubes of 0 and 1."""

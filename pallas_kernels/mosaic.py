@@ -17,7 +17,7 @@ from pallas_kernels import step as shared
 from pallas_kernels.codecs import as_bytes, encode, encode_at_random
 from pallas_kernels.dtypes import promote
 from pallas_kernels.hashing import mix, uniform_at, whole_key
-from pallas_kernels.ladders import for_kernel
+from pallas_kernels.kernel_ladders import for_kernel
 from pallas_kernels.mosaic_launch import run_leaf
 from pallas_kernels.mosaic_tile import as_rows, cut
 from pallas_kernels.step import Spec

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.codecs import as_bytes, decode, encode, storable
 from pallas_kernels.hashing import uniform_at
-from pallas_kernels.ladders import for_kernel
+from pallas_kernels.kernel_ladders import for_kernel
 from pallas_kernels.mosaic_launch import run_leaf
 from pallas_kernels.mosaic_tile import as_rows, cut
 

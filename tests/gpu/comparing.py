@@ -22,7 +22,7 @@ from tests.kernels.codec_judge import level_error
 from tests.kernels.step_judge import OPERATIONS, ULP, float64
 
 CUBE_TIE = 1e-3
-"""`ladders._cube_position`: two distances that differ by less of the gap are a tie."""
+"""`kernel_ladders._cube_position`: two distances that differ by less of the gap are a tie."""
 DIVISION = 1e-6
 """Relative, of `mosaic._divide_roughly`, which a norm is made with."""
 

@@ -41,7 +41,7 @@ def test_codes_are_the_nearest(codec, signed, shape, interpret):
     check_layout(x, codes, absmax, 256)
     y = oracles.normalize(np.asarray(x, np.float64), absmax, 256)
     excess, gap = oracles.nearest_excess(y, codes, codec, signed)
-    assert (excess <= 1e-3 * gap).all()  # the tie of `ladders.for_kernel`
+    assert (excess <= 1e-3 * gap).all()  # the tie of `kernel_ladders.for_kernel`
 
 
 @ON
