@@ -59,9 +59,7 @@ def check_settings(c):
             f"`options` must be a `StateOptions`, got {type(c.options).__name__}. "
             "For example `options=StateOptions(block_size=128)`."
         )
-    options = StateOptions() if c.options is None else c.options
-    block_size = options.block_size if c.block_wise else None
-    check_kernels_exist(options.implementation, c.bits, block_size)
+    check_kernels_exist(c.chosen.implementation, c.bits, c.block_size)
     if not c.block_wise and c.options is not None and c.options.block_size != 256:
         raise ValueError(
             "`block_wise=False` means one block per tensor, but `options` has "

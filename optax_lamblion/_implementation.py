@@ -8,10 +8,7 @@ def check_kernels_exist(implementation, bits, block_size):
     """Raises `ValueError` where kernels are asked for by name and there are none."""
     if implementation != "mosaic":
         return
-    why = None
-    if bits != 8:
-        why = "there are kernels for 8-bit state only: XLA makes one pass of a 32-bit step"
-    if why := why or why_not_blocks(block_size):
+    if why := "there are kernels for 8-bit state only" if bits != 8 else why_not_blocks(block_size):
         raise ValueError(
             f'`implementation="mosaic"` cannot run this optimizer: {why}. Leave it to '
             "`implementation=None`, or use what there are kernels for."

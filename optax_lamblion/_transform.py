@@ -49,14 +49,23 @@ class Settings:
     percentile_clipping: Any = None
     options: StateOptions | None = None
 
+    @property
+    def chosen(self) -> StateOptions:
+        """The options, or the default ones."""
+        return StateOptions() if self.options is None else self.options
+
+    @property
+    def block_size(self) -> int | None:
+        """Elements that share a scale; None for all of a leaf."""
+        return self.chosen.block_size if self.block_wise else None
+
 
 def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
     """The Optax transformation of these settings."""
     c = settings
     _checks.check_settings(c)
-    options = StateOptions() if c.options is None else c.options
+    options, block_size = c.chosen, c.block_size
     bits = 32 if c.bits is None else c.bits
-    block_size = options.block_size if c.block_wise else None
     min_8bit_size = options.min_8bit_size if c.min_8bit_size is None else c.min_8bit_size
     clipping = not _checks.is_off(c.percentile_clipping)
     decays = not (_checks.is_number(c.weight_decay) and c.weight_decay == 0)

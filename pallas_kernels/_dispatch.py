@@ -89,9 +89,9 @@ def why_not_array(x, block_size, *dtypes):
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.uint8)
 
 
-def why_not_here(block_size=256):
+def why_not_here():
     """Why None does not mean kernels in this process; None if it does where it is a GPU's turn."""
-    if why := why_not_blocks(block_size) or _why_not_gpu():
+    if why := _why_not_gpu():
         return why
     if (count := len(_gpus())) > 1:
         return f"there are {count} GPUs, and a kernel does not divide its work among them by itself"
