@@ -5,6 +5,14 @@ from optax_lamblion._fused import apply_fused
 from optax_lamblion._lamb import lamb, lamb8bit, lamb32bit, scale_by_lamb
 from optax_lamblion._lion import lion, lion8bit, lion32bit, scale_by_lion
 from optax_lamblion._options import StateOptions
+from optax_lamblion._paged import (
+    paged_lamb,
+    paged_lamb8bit,
+    paged_lamb32bit,
+    paged_lion,
+    paged_lion8bit,
+    paged_lion32bit,
+)
 from optax_lamblion._report import StateReport, state_report
 from optax_lamblion._state import LambState, LionState
 
@@ -24,6 +32,12 @@ __all__ = [
     "lion",
     "lion32bit",
     "lion8bit",
+    "paged_lamb",
+    "paged_lamb32bit",
+    "paged_lamb8bit",
+    "paged_lion",
+    "paged_lion32bit",
+    "paged_lion8bit",
     "scale_by_lamb",
     "scale_by_lion",
     "state_report",

@@ -50,7 +50,7 @@ def check_settings(c):
         raise ValueError(f"`bits` must be 8 or 32, got {c.bits}.")
     if c.min_8bit_size is not None:
         check_min_8bit_size(c.min_8bit_size)
-    for name in ("block_wise", "adam_w_mode", "bias_correction"):
+    for name in ("block_wise", "adam_w_mode", "bias_correction", "paged"):
         if not isinstance(getattr(c, name), bool):
             raise TypeError(f"`{name}` must be True or False, got {getattr(c, name)!r}.")
     _clipping.check_percentile(c.percentile_clipping)

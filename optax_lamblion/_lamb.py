@@ -28,6 +28,7 @@ def lamb(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""LAMB, with its moments in 32 or 8 bits.
@@ -71,6 +72,8 @@ def lamb(
       percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
         from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
         `clip_by_percentile`.
+      paged: True keeps the state of large leaves in host memory and streams it through the device
+        in every step; see `paged_lamb`.
       options: The rarer choices about state; see `StateOptions`.
 
     Returns:
@@ -121,6 +124,7 @@ def lamb(
         min_8bit_size=min_8bit_size,
         block_wise=block_wise,
         percentile_clipping=percentile_clipping,
+        paged=paged,
         options=options,
     )
 
@@ -148,6 +152,7 @@ def lamb8bit(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB with 8-bit moments: 2.031 bytes of state per parameter instead of 8.
@@ -175,6 +180,7 @@ def lamb8bit(
         min_8bit_size=min_8bit_size,
         block_wise=block_wise,
         percentile_clipping=percentile_clipping,
+        paged=paged,
         options=options,
     )
 
@@ -195,6 +201,7 @@ def lamb32bit(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB with float32 moments: `optax.lamb`, with the arguments of `lamb`.
@@ -222,6 +229,7 @@ def lamb32bit(
         min_8bit_size=min_8bit_size,
         block_wise=block_wise,
         percentile_clipping=percentile_clipping,
+        paged=paged,
         options=options,
     )
 
@@ -242,6 +250,7 @@ def scale_by_lamb(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of a LAMB step, times its trust ratio, without learning rate.
@@ -268,5 +277,6 @@ def scale_by_lamb(
         min_8bit_size=min_8bit_size,
         block_wise=block_wise,
         percentile_clipping=percentile_clipping,
+        paged=paged,
         options=options,
     )

@@ -22,6 +22,7 @@ def lion(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lion, with its momentum in 32 or 8 bits.
@@ -54,6 +55,8 @@ def lion(
       percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
         from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
         `clip_by_percentile`.
+      paged: True keeps the state of large leaves in host memory and streams it through the device
+        in every step; see `paged_lion`.
       options: The rarer choices about state; see `StateOptions`.
 
     Returns:
@@ -99,6 +102,7 @@ def lion(
             min_8bit_size=min_8bit_size,
             block_wise=block_wise,
             percentile_clipping=percentile_clipping,
+            paged=paged,
             options=options,
         )
     )
@@ -114,6 +118,7 @@ def lion8bit(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lion with 8-bit momentum: 1.016 bytes of state per parameter instead of 4.
@@ -135,6 +140,7 @@ def lion8bit(
         min_8bit_size=min_8bit_size,
         block_wise=block_wise,
         percentile_clipping=percentile_clipping,
+        paged=paged,
         options=options,
     )
 
@@ -149,6 +155,7 @@ def lion32bit(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Lion with float32 momentum: `optax.lion` to the last bit, with the arguments of `lion`.
@@ -170,6 +177,7 @@ def lion32bit(
         min_8bit_size=min_8bit_size,
         block_wise=block_wise,
         percentile_clipping=percentile_clipping,
+        paged=paged,
         options=options,
     )
 
@@ -182,6 +190,7 @@ def scale_by_lion(
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
+    paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of a Lion step, +1, 0 or -1, without learning rate and weight decay.
@@ -202,6 +211,7 @@ def scale_by_lion(
             min_8bit_size=min_8bit_size,
             block_wise=block_wise,
             percentile_clipping=percentile_clipping,
+            paged=paged,
             options=options,
         )
     )

@@ -35,6 +35,15 @@ class StateOptions:
         never takes them. Leaves of fewer than 4096 elements and those in 32 bits are always XLA's.
         A step that is differentiated needs `"xla"` on a GPU; one that is exported for a GPU from a
         machine without one gets kernels by name only.
+      page_min_size: A paged optimizer pages the state of leaves with at least so many elements; the
+        others stay on the device.
+      page_bytes: Bytes of state that a paged optimizer moves at a time, at least 2**20. A larger
+        leaf is cut into pieces, smaller ones go together.
+      pages_in_flight: How many pages are on the device while one more is fetched; at least 1. State
+        in motion takes up to `(pages_in_flight + 1) * page_bytes` there.
+      device_budget: Bytes of state that a paged optimizer keeps on the device all the time: what is
+        below `page_min_size`, and then as much of the rest as there is room for. None and 0 page
+        all that is not below.
 
     Raises:
       TypeError: An option is of the wrong kind.
@@ -50,6 +59,10 @@ class StateOptions:
     min_8bit_size: int = 4096
     keep_32bit: Callable[[str], bool] | Any | None = None
     implementation: str | None = None
+    page_min_size: int = 100_000
+    page_bytes: int = 2**25
+    pages_in_flight: int = 2
+    device_budget: int | None = None
 
     def __post_init__(self):
         """Checks every option."""
@@ -62,6 +75,11 @@ class StateOptions:
         get_codec(self.codec, True)
         check_min_8bit_size(self.min_8bit_size)
         check_implementation(self.implementation)
+        _check_at_least("page_min_size", self.page_min_size, 0)
+        _check_at_least("page_bytes", self.page_bytes, 2**20)
+        _check_at_least("pages_in_flight", self.pages_in_flight, 1)
+        if self.device_budget is not None:
+            _check_at_least("device_budget", self.device_budget, 0)
 
     def keeps_32bit(self, params):
         """A tree like `params` that says which leaves `keep_32bit` names."""
@@ -84,3 +102,10 @@ def check_min_8bit_size(value):
         )
     if value < 0:
         raise ValueError(f"`min_8bit_size` must be 0 or more, got {value}.")
+
+
+def _check_at_least(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be a Python int, got {type(value).__name__}.")
+    if value < least:
+        raise ValueError(f"`{name}` must be {least} or more, got {value}.")

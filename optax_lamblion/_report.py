@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from optax_lamblion._placement import memory_kind
 from optax_lamblion._trees import path_string
 
 
@@ -111,7 +112,7 @@ def state_report(state) -> StateReport:
     leaves = []
     for path, x in jax.tree_util.tree_leaves_with_path(state):
         dtype = jnp.dtype(x.dtype)
-        kind = getattr(getattr(x, "sharding", None), "memory_kind", None) or "device"
         size = math.prod(x.shape) * dtype.itemsize
-        leaves.append(StateLeaf(path_string(path), tuple(x.shape), str(dtype), kind, size))
+        leaf = StateLeaf(path_string(path), tuple(x.shape), str(dtype), memory_kind(x), size)
+        leaves.append(leaf)
     return StateReport(tuple(leaves))

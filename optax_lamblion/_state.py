@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from optax_lamblion._clipping import HISTORY
+from optax_lamblion._pages import extent_of
+from optax_lamblion._placement import Filler, which_are_paged
 from optax_lamblion._trees import path_string
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.dtypes import compute_dtype
@@ -51,11 +53,22 @@ class LambState(NamedTuple):
     gnorm_history: Any = None
 
 
-def init_state(state_type, codecs, params, *, bits, block_size, min_8bit_size, options, clipping):
-    """Fresh state: zero moments, in the precision of each leaf.
+class Form(NamedTuple):
+    """An array of a fresh state."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    value: int = 0
+
+
+def init_state(
+    state_type, rule, codecs, params, *, bits, block_size, min_8bit_size, options, clipping, paged
+):
+    """Fresh state: zero moments, in the precision and the memory of each leaf.
 
     Args:
       state_type: `LionState` or `LambState`.
+      rule: The `Rule`.
       codecs: Codec of every slot by its name.
       params: Parameters, or their shapes and dtypes.
       bits: 8 or 32.
@@ -63,35 +76,63 @@ def init_state(state_type, codecs, params, *, bits, block_size, min_8bit_size, o
       min_8bit_size: Leaves with fewer elements are 32-bit.
       options: `StateOptions`.
       clipping: Whether gradient norms are remembered.
+      paged: Whether large leaves' state goes to host memory.
     """
     jax.tree_util.tree_map_with_path(_check_param, params)
-    keep = options.keeps_32bit(params)
+    leaves, treedef = jax.tree.flatten(params)
+    keep = treedef.flatten_up_to(options.keeps_32bit(params))
 
-    def coded(p, keep):
-        return bits == 8 and not keep and math.prod(p.shape) >= max(min_8bit_size, 1)
-
-    def slot(codec):
-        def init(p, keep):
-            if coded(p, keep):
-                return jnp.full_like(p, codec.zero_code, dtype=jnp.uint8)
-            return jnp.zeros_like(p, dtype=compute_dtype(p.dtype))
-
-        return jax.tree.map(init, params, keep)
-
-    def absmax(p, keep):
+    def forms(p, keep):  # slots and scales
+        if bits == 8 and not keep and math.prod(p.shape) >= max(min_8bit_size, 1):
+            scales = Form(absmax_shape(p.shape, block_size), jnp.float32)
+            return [
+                (Form(p.shape, jnp.uint8, codec.zero_code), scales) for codec in codecs.values()
+            ]
         # One zero where there are no blocks: a tree needs its leaves to stay shaped like the
         # parameters, and Orbax refuses arrays of size zero.
-        shape = absmax_shape(p.shape, block_size) if coded(p, keep) else (1,) * len(p.shape)
-        return jnp.zeros(shape, jnp.float32)
+        slot = Form(p.shape, compute_dtype(p.dtype))
+        return [(slot, Form((1,) * len(p.shape), jnp.float32)) for _ in codecs]
+
+    columns = [forms(p, k) for p, k in zip(leaves, keep, strict=True)]
+    on_host = [False] * len(leaves)
+    if paged:
+        extents = [
+            extent_of(rule, [slot for slot, _ in c], [scale for _, scale in c], block_size)
+            for c in columns
+        ]
+        on_host = which_are_paged(extents, options)
+    filler = Filler(options.page_bytes)
+
+    def make(p, form, on_host):
+        if on_host:
+            return filler.full(p, form.shape, form.value, form.dtype)
+        if form.shape == p.shape:
+            return jnp.full_like(p, form.value, dtype=form.dtype)
+        return jnp.full(form.shape, form.value, form.dtype)
 
     fields: dict[str, Any] = {"count": jnp.zeros([], jnp.int32)}
-    for name, codec in codecs.items():
-        fields[name] = slot(codec)
+    for i, name in enumerate(codecs):
+        rows = list(zip(leaves, columns, on_host, strict=True))
+        fields[name] = treedef.unflatten([make(p, c[i][0], host) for p, c, host in rows])
         if bits == 8:
-            fields[f"{name}_absmax"] = jax.tree.map(absmax, params, keep)
+            fields[f"{name}_absmax"] = treedef.unflatten(
+                # What stands for the scales of a leaf without codes is not worth moving.
+                [make(p, c[i][1], host and c[i][0].dtype == jnp.uint8) for p, c, host in rows]
+            )
     if clipping:
         fields["gnorm_history"] = jax.tree.map(lambda _: jnp.zeros([HISTORY], jnp.float32), params)
     return state_type(**fields)
+
+
+def paged_leaves(rule, state, block_size, options):
+    """A tree like the parameters, or its moments, that says which leaves of a state are paged."""
+    names = [slot.name for slot in rule.slots]
+    slots = [jax.tree.leaves(getattr(state, name)) for name in names]
+    scales = [jax.tree.leaves(getattr(state, f"{name}_absmax")) for name in names]
+    scales = [x or [None] * len(slots[0]) for x in scales]
+    columns = zip(zip(*slots, strict=True), zip(*scales, strict=True), strict=True)
+    flags = which_are_paged([extent_of(rule, *column, block_size) for column in columns], options)
+    return jax.tree.structure(state.mu).unflatten(flags)
 
 
 def _check_param(path, p):

@@ -15,15 +15,15 @@ import optax
 
 from optax_lamblion import _checks, _clipping, _state
 from optax_lamblion._fused import REQUEST, Applied
+from optax_lamblion._leaf import Leaf
 from optax_lamblion._options import StateOptions
+from optax_lamblion._placement import check_host_memory, refuse_multi_steps
+from optax_lamblion._steps import step_leaves
 from optax_lamblion._trees import bools_like, path_string
-from pallas_kernels import _dispatch, rules
+from pallas_kernels import rules
 from pallas_kernels.codecs import get_codec
 from pallas_kernels.hashing import mix
 from pallas_kernels.step import Spec
-
-# An inner jit lets leaves of equal shape share one trace and one lowering.
-_step = jax.jit(_dispatch.step, static_argnums=0, static_argnames="implementation")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,6 +47,7 @@ class Settings:
     min_8bit_size: int | None = None
     block_wise: bool = True
     percentile_clipping: Any = None
+    paged: bool = False
     options: StateOptions | None = None
 
     @property
@@ -58,6 +59,12 @@ class Settings:
     def block_size(self) -> int | None:
         """Elements that share a scale; None for all of a leaf."""
         return self.chosen.block_size if self.block_wise else None
+
+    @property
+    def resident_name(self):
+        """What the optimizer is called whose state is the same, and stays on the device."""
+        family = "lamb" if self.rule.trust_ratio else "lion"
+        return f"{family}8bit" if self.bits == 8 else family
 
 
 def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
@@ -78,8 +85,12 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
         return Spec(c.rule, tuple(codecs.values()), block_size, decay, emit)
 
     def init(params):
+        if c.paged:
+            refuse_multi_steps()
+            check_host_memory(c.resident_name)
         return _state.init_state(
             c.state_type,
+            c.rule,
             codecs,
             params,
             bits=bits,
@@ -87,6 +98,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             min_8bit_size=min_8bit_size,
             options=options,
             clipping=clipping,
+            paged=c.paged,
         )
 
     def update(updates, state, params=None, **extra_args):
@@ -99,38 +111,11 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 "Call `tx.update(grads, state, params)`."
             )
         _checks.check_state(c, state, clipping)
+        if c.paged:
+            refuse_multi_steps()
         count: Any = optax.safe_increment(state.count)
         scalars = _scalars(c, state.count, count)
         key = mix(count.astype(jnp.uint32))
-
-        def one_leaf(name, g, p, decay, old, old_absmaxes, history):
-            if g is None:
-                return None, old, old_absmaxes, history
-            _checks.check_gradient(name, g)
-            _state.check_leaf(name, g, (slot_names, old), old_absmaxes, block_size)
-            _checks.check_param(name, g, p)
-            s = scalars
-            if clipping:
-                squared = _clipping.squared_norm(g)
-                history, scale = _clipping.record(history, squared, count, c.percentile_clipping)
-                s = s._replace(grad_scale=scale)
-            if not isinstance(decay, bool):  # a traced mask
-                s = s._replace(weight_decay=jnp.where(decay, s.weight_decay, 0))
-            coded = [x.dtype == jnp.uint8 for x in old]
-            used = tuple(
-                a if is_coded else None for a, is_coded in zip(old_absmaxes, coded, strict=True)
-            )
-            leaf_key = key, jnp.uint32(zlib.crc32(name.encode()))
-            static = spec(decay is not False, "params" if apply else "updates")
-            out, new, absmaxes = _step(
-                static, g, p, old, used, s, leaf_key, implementation=options.implementation
-            )
-            out = Applied(out) if apply else out
-            # A leaf without codes keeps what stands for its scales.
-            absmaxes = tuple(
-                b if a is None else a for a, b in zip(absmaxes, old_absmaxes, strict=True)
-            )
-            return out, new, absmaxes, history
 
         paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(
             updates, is_leaf=lambda x: x is None
@@ -153,27 +138,55 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 strict=True,
             )
 
-        results = [
-            one_leaf(path_string(path), g, p, decay, *rest)
-            for (path, g), p, decay, *rest in zip(
-                paths_and_grads,
-                leaves(params),
-                leaves(_decay_mask(c.mask, params)) if decays else [False] * treedef.num_leaves,
-                columns(*slot_names),
-                columns(*absmax_names),
-                leaves(state.gnorm_history),
-                strict=True,
+        def prepare(name, g, p, decay, old, old_absmaxes, history):
+            """What the step of a leaf is made from, and its norms so far."""
+            _checks.check_gradient(name, g)
+            _state.check_leaf(name, g, (slot_names, old), old_absmaxes, block_size)
+            _checks.check_param(name, g, p)
+            s = scalars
+            if clipping:
+                squared = _clipping.squared_norm(g)
+                history, scale = _clipping.record(history, squared, count, c.percentile_clipping)
+                s = s._replace(grad_scale=scale)
+            if not isinstance(decay, bool):  # a traced mask
+                s = s._replace(weight_decay=jnp.where(decay, s.weight_decay, 0))
+            used = tuple(
+                a if x.dtype == jnp.uint8 else None for a, x in zip(old_absmaxes, old, strict=True)
             )
-        ]
+            leaf_key = key, jnp.uint32(zlib.crc32(name.encode()))
+            static = spec(decay is not False, "params" if apply else "updates")
+            return Leaf(static, g, p, old, used, s, leaf_key), history
+
+        paths = [path_string(path) for path, _ in paths_and_grads]
+        grads = [g for _, g in paths_and_grads]
+        decay = leaves(_decay_mask(c.mask, params)) if decays else [False] * len(grads)
+        histories = leaves(state.gnorm_history)
+        slots, absmaxes = list(columns(*slot_names)), list(columns(*absmax_names))
+        given: list[Any] = [None] * len(grads)
+        rows = zip(paths, grads, leaves(params), decay, slots, absmaxes, histories, strict=True)
+        for i, row in enumerate(list(rows)):
+            if grads[i] is not None:
+                given[i], histories[i] = prepare(*row)
+
+        paged = [False] * len(grads)
+        if c.paged:
+            paged = leaves(_state.paged_leaves(c.rule, state, block_size, options))
+        outs: list[Any] = [None] * len(grads)
+        for i, (out, slots[i], new) in step_leaves(given, paged, options).items():
+            outs[i] = Applied(out) if apply else out
+            # A leaf without codes keeps what stands for its scales.
+            absmaxes[i] = tuple(
+                old if a is None else a for a, old in zip(new, absmaxes[i], strict=True)
+            )
 
         fields: dict[str, Any] = {"count": count}
         for i, (slot, absmax) in enumerate(zip(slot_names, absmax_names, strict=True)):
-            fields[slot] = treedef.unflatten([new[i] for _, new, _, _ in results])
+            fields[slot] = treedef.unflatten([x[i] for x in slots])
             if getattr(state, absmax) is not None:
-                fields[absmax] = treedef.unflatten([new[i] for _, _, new, _ in results])
+                fields[absmax] = treedef.unflatten([x[i] for x in absmaxes])
         if clipping:
-            fields["gnorm_history"] = treedef.unflatten([new for *_, new in results])
-        return treedef.unflatten([out for out, *_ in results]), c.state_type(**fields)
+            fields["gnorm_history"] = treedef.unflatten(histories)
+        return treedef.unflatten(outs), c.state_type(**fields)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

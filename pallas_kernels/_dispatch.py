@@ -36,6 +36,37 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, implementation=None):
     )
 
 
+def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, implementation=None):
+    """The step of a piece of a leaf, see `xla.step_piece`."""
+    arrays = g, p, target, start, slots, absmaxes, s, key
+    return _choose_for_piece("step_piece", spec, g, target, slots, implementation, arrays)
+
+
+def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, implementation=None):
+    """The new state of a piece of a leaf, see `xla.moments_piece`."""
+    arrays = g, p, start, slots, absmaxes, s, key
+    return _choose_for_piece("moments_piece", spec, g, p, slots, implementation, arrays)
+
+
+def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, implementation=None):
+    """What a piece of a leaf makes of its new state, see `xla.apply_piece`."""
+    arrays = g, p, target, start, slots, absmaxes, s, ratio
+    return _choose_for_piece("apply_piece", spec, g, target, slots, implementation, arrays)
+
+
+def _choose_for_piece(name, spec, g, other, slots, implementation, arrays):
+    if slots[0].size < TILE or not all(map(coded, slots)):
+        implementation = "xla"
+    kernel, general = (getattr(module, name) for module in (mosaic, xla))
+    return choose(
+        implementation,
+        why_not_array(g, spec.block_size, other.dtype),
+        functools.partial(kernel, spec),
+        functools.partial(general, spec),
+        arrays,
+    )
+
+
 def choose(implementation, why_not, kernel, general, arrays):
     """Calls the function that an implementation means, `kernel` or `general`, on the arrays.
 

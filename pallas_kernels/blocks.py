@@ -73,6 +73,12 @@ def block_absmax(x, block_size):
     return block_reduce(bits, block_size, jnp.max).view(jnp.float32)
 
 
+def as_rows(x, block):
+    """A tensor as rows of blocks where it consists of whole ones, else flat; a view for XLA."""
+    # Only rows can be counted in 32 bits beyond 2**31 elements.
+    return x.reshape(-1, block) if x.size % block == 0 else x.reshape(-1)
+
+
 def spread(per_block, shape, block_size):
     """Gives every element of a tensor of this shape its block's value."""
     if block_size is None:

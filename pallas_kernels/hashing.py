@@ -25,15 +25,24 @@ def whole_key(key):
     return key[0] ^ key[1] if isinstance(key, tuple) else key
 
 
-def uniform(key, shape):
+def uniform(key, shape, first=None):
     """Uniform float32 numbers between 1 and 2, one per element, from a uint32 key.
 
     Element `i` of the flattened tensor gets what a hash makes of `key` and `i`: the same in every
     shape, on every mesh and in every implementation.
+
+    Args:
+      key: uint32 scalar.
+      shape: Of the tensor, or of a piece of it.
+      first: For a piece of a tensor, `(group, size)`: it begins at element `group * 256`, with a
+        uint32 `group`, of a tensor of that size.
     """
     group, lane = _flat_index(shape)
+    size = math.prod(shape)
+    if first is not None:
+        group, size = group + first[0], first[1]
     index = group * jnp.uint32(_GROUP) + lane
-    return uniform_at(key, index, group >> 24 if math.prod(shape) > 2**32 else None)
+    return uniform_at(key, index, group >> 24 if size > 2**32 else None)
 
 
 def uniform_at(key, index, high=None):

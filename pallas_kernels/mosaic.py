@@ -7,6 +7,7 @@ to keep it. State and parameters are written in place, through references.
 What happens between reading and writing is that of `step`, `rules` and `codecs`, as everywhere.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,12 +15,14 @@ import jax.numpy as jnp
 
 from pallas_kernels import rules
 from pallas_kernels import step as shared
+from pallas_kernels.blocks import absmax_shape, as_rows
 from pallas_kernels.codecs import as_bytes, encode, encode_at_random
 from pallas_kernels.dtypes import promote
 from pallas_kernels.hashing import mix, uniform_at, whole_key
 from pallas_kernels.kernel_ladders import for_kernel
-from pallas_kernels.mosaic_launch import run_leaf
-from pallas_kernels.mosaic_tile import as_rows, cut
+from pallas_kernels.mosaic_launch import Small, Whole, run_leaf
+from pallas_kernels.mosaic_tile import cut
+from pallas_kernels.pieces import Piece
 from pallas_kernels.step import Spec
 
 
@@ -55,7 +58,7 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     s = s._replace(step_size=s.step_size * ratio)
     if in_place:
         p_ref = jax.new_ref(leaf.p)
-        read = dict(g=leaf.g, sums=sums.of_tiles, state=leaf.rows(codes, scales))
+        read = dict(g=leaf.g, sums=Small(sums.of_tiles), state=leaf.rows(codes, scales))
         call = call._replace(hyper=_Hyper.of(s, None))
         call(f"{name}_apply", _apply_body, read, dict(p=p_ref))
         return jax.freeze(p_ref).reshape(p.shape), codes, scales
@@ -64,6 +67,66 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     _, usable = shared.gradient(spec, g, p, s)
     direction = shared.direction_from_new(spec, codes, scales, usable, p, s, jnp.float32)
     return (s.step_size * direction).astype(out_dtype), codes, scales
+
+
+def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, *, interpret=None):
+    """The step of a piece of a leaf: arguments and results of `xla.step_piece`."""
+    del key
+    p = target if spec.emit == "params" else p
+    piece, call, s = _piece(spec, g, p, start, slots, absmaxes, s, interpret=interpret)
+    name, leaf = spec.rule.name, call.leaf
+    if spec.emit == "params":
+        p_ref = jax.new_ref(leaf.p.array)
+        written = dict(p=Whole(p_ref), state=leaf.state)
+        call(f"{name}_step", _step_body, dict(g=leaf.g), written)
+        return jax.freeze(p_ref).reshape(target.shape), *leaf.stored()
+    read = dict(g=leaf.g, p=leaf.p if spec.decay == "coupled" else None)
+    out = dict(signs=jax.ShapeDtypeStruct(leaf.shape, jnp.int8))
+    out, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
+    p = jax.tree.map(lambda x: x.astype(jnp.float32), piece.of(p))  # None stays None
+    update = shared.update_from_signs(spec, out["signs"], target.dtype, p, s)
+    return piece.put(target, update), *leaf.stored()
+
+
+def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, *, interpret=None):
+    """The new state of a piece: arguments and results of `xla.moments_piece`."""
+    _, call, _ = _piece(spec, g, p, start, slots, absmaxes, s, key, interpret)
+    leaf, name = call.leaf, f"{spec.rule.name}_moments"
+    read = dict(g=leaf.g, p=leaf.p)
+    _, sums = call(name, _moments_body, read, dict(state=leaf.state), sums=3)
+    grains = sums.of_grains()
+    return *leaf.stored(), jnp.stack([grains[:, _PARAM], grains[:, _UPDATE]], 1)
+
+
+def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, interpret=None):
+    """Parameters or updates of a piece: arguments and result of `xla.apply_piece`."""
+    p = target if spec.emit == "params" else p
+    s = s._replace(step_size=s.step_size * ratio)
+    piece, call, s = _piece(spec, g, p, start, slots, absmaxes, s, interpret=interpret)
+    if spec.emit == "params":
+        leaf = call.leaf
+        p_ref = jax.new_ref(leaf.p.array)
+        read = dict(g=leaf.g, sums=None, state=leaf.rows(slots, absmaxes))
+        call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=Whole(p_ref)))
+        return jax.freeze(p_ref).reshape(target.shape)
+    g, p = piece.of(g).astype(jnp.float32), piece.of(p).astype(jnp.float32)
+    _, usable = shared.gradient(spec, g, p, s)
+    # In the shape of the leaf's view, of which scales are in rows, too.
+    slots = tuple(x.reshape(g.shape) for x in slots)
+    absmaxes = tuple(a.reshape(absmax_shape(g.shape, spec.block_size)) for a in absmaxes)
+    direction = shared.direction_from_new(spec, slots, absmaxes, usable, p, s, jnp.float32)
+    return piece.put(target, (s.step_size * direction).astype(target.dtype))
+
+
+def _piece(spec, g, p, start, slots, absmaxes, s, key=None, interpret=None):
+    """`(piece, call, scalars)` for the kernels of a piece."""
+    piece = Piece(start, slots[0].size, g.size, spec.block_size)
+    leaf = _Leaf.of(spec, g, p, slots, absmaxes)
+    leaf = leaf._replace(g=Whole(leaf.g), p=None if p is None else Whole(leaf.p))
+    s = s.astype(jnp.float32).prepared()
+    if not any(slot.second_moment for slot in spec.rule.slots):
+        key = None
+    return piece, _Call(spec, leaf, _Hyper.of(s, key), interpret, piece), s
 
 
 # ------------------------------------------------------------------------------- kernel bodies
@@ -129,6 +192,9 @@ def _apply_body(spec, tile, s, key, read, written, out, sums):
         _, usable = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
         apply(usable)
 
+    if read["sums"] is None:
+        guarded()
+        return
     # The gradient need not be read where all of it was usable.
     clean = _all_usable(spec, read["sums"][tile.number, _GRADIENT])
     tile.shortcut(clean, lambda: apply(None), guarded)
@@ -217,7 +283,10 @@ class _State(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """A leaf as rows of blocks, with references to its state."""
+    """A leaf, or a piece of it, as rows of blocks, with references to its state.
+
+    Of a piece, gradient and parameters are those of the whole leaf, marked as `Whole`.
+    """
 
     g: Any
     p: Any
@@ -236,7 +305,7 @@ class _Leaf(NamedTuple):
             tuple(jax.new_ref(a.reshape(-1)) for a in absmaxes),
         )
         shapes = tuple(a.shape for a in absmaxes)
-        return cls(rows(g), rows(p), state, g.shape, shapes, spec.block_size)
+        return cls(rows(g), rows(p), state, slots[0].shape, shapes, spec.block_size)
 
     def stored(self):
         """The codes and scales that were written, in their own shapes."""
@@ -278,6 +347,7 @@ class _Call(NamedTuple):
     leaf: _Leaf
     hyper: _Hyper
     interpret: Any
+    piece: Piece | None = None
 
     def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any]:
         spec, hyper = self.spec, self.hyper
@@ -292,14 +362,15 @@ class _Call(NamedTuple):
             body(spec, tile, s, key, small["read"], written, out, sums)
 
         leaf = self.leaf
-        dtypes = [x.dtype for x in (leaf.g, leaf.p) if x is not None]
+        dtypes = [x.dtype for x in jax.tree.leaves((leaf.g, leaf.p))]
         return run_leaf(
             name,
             with_scalars,
-            cut(leaf.g.size, leaf.block_size, dtypes, _per_thread(spec)),
-            dict(floats=hyper.floats, key=hyper.key, read=read),
+            cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(spec)),
+            dict(floats=Small(hyper.floats), key=jax.tree.map(Small, hyper.key), read=read),
             written,
             out or {},
             sums=sums,
+            piece=self.piece,
             interpret=self.interpret,
         )

@@ -6,14 +6,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.mosaic_tile import Cut, Tile, rests
+from pallas_kernels.pieces import GRAIN, Piece
+
+
+class Whole(NamedTuple):
+    """Marks an array or a reference of a whole leaf, where a body is run over a piece of it."""
+
+    array: Any
+
+
+class Small(NamedTuple):
+    """Marks an array that is neither of elements nor of blocks: a body gets it as it is."""
+
+    array: Any
 
 
 class Sums(NamedTuple):
-    """What the body of a kernel has summed up, in pieces."""
+    """What the body of a kernel has summed up, in parts."""
 
+    cut: Cut
     of_tiles: Any
     """Float32, a row for every tile."""
     of_rest: Any
@@ -25,9 +40,28 @@ class Sums(NamedTuple):
         total = jnp.sum(self.of_tiles, axis=0)
         return total if self.of_rest is None else total + jnp.sum(self.of_rest, axis=0)
 
+    def of_grains(self):
+        """Over every grain."""
+        tiles = GRAIN // (self.cut.rows * self.cut.block)  # in a grain
+        whole = self.cut.size // GRAIN
+        sums = self.of_tiles[: whole * tiles].reshape(whole, tiles, -1).sum(axis=1)
+        if whole * GRAIN == self.cut.size:
+            return sums
+        last = self._replace(of_tiles=self.of_tiles[whole * tiles :]).total
+        return jnp.concatenate([sums, last[None]])
+
 
 def run_leaf(
-    name, body: Callable, cut: Cut, read, written, out, *, sums: int = 0, interpret: Any = None
+    name,
+    body: Callable,
+    cut: Cut,
+    read,
+    written,
+    out,
+    *,
+    sums: int = 0,
+    piece: Piece | None = None,
+    interpret: Any = None,
 ):
     """Runs `body(tile, read, written, out, sums)` over a leaf, its tiles as one kernel.
 
@@ -36,10 +70,13 @@ def run_leaf(
       body: The function. It writes what is to be summed up over the leaf to row `tile.number` of
         the reference `sums`.
       cut: How the leaf is cut into tiles.
-      read: A tree of arrays. The body gets references to them.
+      read: A tree of arrays, of elements or blocks where they are not `Small`. The body gets
+        references to them.
       written: A tree of references (`jax.new_ref`), which the body may also write.
       out: A tree of `jax.ShapeDtypeStruct`, of arrays to be written from scratch.
       sums: How many sums there are.
+      piece: Where the piece of a leaf lies that it is run over, if it is one. What is `Whole` in
+        `read` and `written` is then of the whole leaf, and the body gets references to the piece.
       interpret: `INTERPRET`, or None for a GPU.
 
     Returns:
@@ -47,14 +84,17 @@ def run_leaf(
     """
     if sums:
         out = dict(out, sums=jax.ShapeDtypeStruct((cut.tiles, sums), jnp.float32))
-    operands, in_tree = jax.tree.flatten((read, written))
+    start = None if piece is None else piece.start.reshape(1)
+    operands, in_tree = jax.tree.flatten((read, written, start))
     outs, out_tree = jax.tree.flatten(out)
 
     def kernel(*refs):
-        read, written = in_tree.unflatten(refs[: len(operands)])
+        read, written, start = in_tree.unflatten(refs[: len(operands)])
+        here = None if piece is None else piece._replace(start=start[0])
+        read, written = _view(here, (read, written))
         out = out_tree.unflatten(refs[len(operands) :])
         sums_ref = out.pop("sums") if sums else None
-        body(Tile(cut, interpret is not None), read, written, out, sums_ref)
+        body(Tile(cut, interpret is not None, here), read, written, out, sums_ref)
 
     kernel.__name__ = name
     made = out_tree.unflatten(
@@ -71,42 +111,90 @@ def run_leaf(
     of_tiles = made.pop("sums") if sums else None
     of_rest = None
     if cut.covered < cut.size:
-        made, of_rest = _run_rest(cut, body, read, written, made, sums)
-    return made, Sums(of_tiles, of_rest) if sums else None
+        made, of_rest = _run_rest(cut, body, read, written, made, sums, piece)
+    return made, Sums(cut, of_tiles, of_rest) if sums else None
 
 
-def _after_tiles(cut: Cut, x):
-    """Where in an array the rest begins; None if it is no array of elements or blocks."""
-    if x.shape == (-(-cut.size // cut.block),) or x.ndim == 2 and x.size == cut.size:
-        return cut.covered // cut.block
-    return cut.covered if x.shape == (cut.size,) else None
+def _map(function, *trees):
+    return jax.tree.map(function, *trees, is_leaf=lambda x: isinstance(x, Whole | Small))
 
 
-def _run_rest(cut: Cut, body, read, written, made, sums):
-    """Runs the body on what the tiles leave; returns the new arrays and the sums of every piece.
+def _array(x):
+    return x.array if isinstance(x, Whole | Small) else x
+
+
+def _view(piece, tree):
+    """A tree without marks, with references to the piece where it has them to the whole leaf."""
+
+    def view(x):
+        if not isinstance(x, Whole):
+            return _array(x)
+        ndim = len(x.array.shape)
+        return x.array.at[pl.ds(piece.begin(ndim), piece.count(ndim))]
+
+    return _map(view, tree)
+
+
+class _AfterTiles(NamedTuple):
+    """Where in an array the rest lies."""
+
+    begin: Any
+    count: int
+
+    @classmethod
+    def of(cls, cut: Cut, x, piece):
+        """For an array of elements or blocks, or a reference to one."""
+        shape = _array(x).shape
+        # Elements are counted one by one where an array of them is flat, and else in rows.
+        flat = len(shape) == 1 and shape != (-(-cut.size // cut.block),)
+        before = cut.covered if flat else cut.covered // cut.block
+        if isinstance(x, Whole):
+            ndim = len(shape)
+            return cls(piece.begin(ndim) + before, piece.count(ndim) - before)
+        return cls(before, shape[0] - before)
+
+    @property
+    def index(self):
+        """It as an index of an array."""
+        return pl.ds(self.begin, self.count)
+
+
+def _run_rest(cut: Cut, body, read, written, made, sums, piece):
+    """Runs the body on what the tiles leave; returns the new arrays and the sums of every part.
 
     All is read before anything is written, and what is read is small: so XLA need not copy a leaf
     because some of it is still to be read.
     """
 
     def rest_of(x):
-        start = _after_tiles(cut, jax.typeof(x))
-        return x if start is None else x[start:]
+        if isinstance(x, Small):
+            return x.array
+        place = _AfterTiles.of(cut, x, piece)
+        return lax.dynamic_slice_in_dim(_array(x), place.begin, place.count)
+
+    def rest_of_ref(x):
+        return _array(x)[_AfterTiles.of(cut, x, piece).index]
 
     small_read, small_written = lax.optimization_barrier(
-        (jax.tree.map(rest_of, read), jax.tree.map(rest_of, written))
+        (_map(rest_of, read), _map(rest_of_ref, written))
     )
     small_made = jax.tree.map(lambda x: jnp.zeros_like(rest_of(x)), made)
     refs = jax.tree.map(jax.new_ref, (small_written, small_made))
     of_rest = []
-    for rest in rests(cut):
+    for rest in rests(cut, piece):
         sums_ref: Any = jax.new_ref(jnp.zeros((1, sums), jnp.float32)) if sums else None
         body(rest, small_read, *refs, sums_ref)
         of_rest += [jax.freeze(sums_ref)] if sums else []
     new_written, new_made = jax.tree.map(jax.freeze, refs)
-    for ref, x in zip(jax.tree.leaves(written), jax.tree.leaves(new_written), strict=True):
-        ref[_after_tiles(cut, jax.typeof(ref)) :] = x
-    made = jax.tree.map(
-        lambda x, new: x.at[_after_tiles(cut, jax.typeof(x)) :].set(new), made, new_made
-    )
+
+    def write(x, new):
+        _array(x)[_AfterTiles.of(cut, x, piece).index] = new
+
+    _map(write, written, new_written)
+
+    def put(x, new):
+        place = _AfterTiles.of(cut, x, piece)
+        return lax.dynamic_update_slice_in_dim(x, new, place.begin, 0)
+
+    made = jax.tree.map(put, made, new_made)
     return made, jnp.concatenate(of_rest) if sums else None

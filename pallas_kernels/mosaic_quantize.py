@@ -3,19 +3,19 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.blocks import absmax_shape, as_rows
 from pallas_kernels.codecs import as_bytes, decode, encode, storable
 from pallas_kernels.hashing import uniform_at
 from pallas_kernels.kernel_ladders import for_kernel
-from pallas_kernels.mosaic_launch import run_leaf
-from pallas_kernels.mosaic_tile import as_rows, cut
+from pallas_kernels.mosaic_launch import Small, run_leaf
+from pallas_kernels.mosaic_tile import cut
 
 
 def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
     """`(codes, absmax)` of an array; `key` is a uint32 scalar or None for the nearest levels."""
     codec = for_kernel(codec, stochastic=key is not None)
     rows = as_rows(x, block_size)
-    read = dict(x=rows, key=None if key is None else key.reshape(1))
+    read = dict(x=rows, key=None if key is None else Small(key.reshape(1)))
 
     def quantize_blocks(tile, read, written, out, sums):
         values = storable(codec, tile.load(read["x"]).astype(jnp.float32))

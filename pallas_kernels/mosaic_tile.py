@@ -15,6 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from pallas_kernels.pieces import Piece
+
 _WARPS, _LANES = 4, 32
 PER_THREAD = 32
 """Elements of a tile in a thread, by default."""
@@ -87,17 +89,11 @@ def cut(size, block, dtypes, per_thread=PER_THREAD):
     return Cut(size, block, rows, lanes, vector)
 
 
-def as_rows(x, block):
-    """A tensor as rows of blocks where it consists of whole ones, else flat; a view for XLA."""
-    # Only rows can be counted in 32 bits beyond 2**31 elements.
-    return x.reshape(-1, block) if x.size % block == 0 else x.reshape(-1)
-
-
 class _Rows:
     """Some rows of a leaf. Values are `(rows, block)`, or `(rows,)` with one for every block."""
 
-    def __init__(self, cut: Cut, first, shape):
-        self._cut, self._first, self._shape = cut, first, shape
+    def __init__(self, cut: Cut, first, shape, piece: Piece | None = None):
+        self._cut, self._first, self._shape, self._piece = cut, first, shape, piece
 
     def spread(self, value):
         """Gives every element its block's value."""
@@ -112,15 +108,17 @@ class _Rows:
         return jnp.sum(jnp.sum(x, axis=1), axis=0)
 
     def index(self):
-        """Each element's index in the flattened tensor modulo 2**32, and what is beyond or None."""
+        """Each element's index in the flattened leaf modulo 2**32, and what is beyond or None."""
 
         def iota(axis):
             return lax.broadcasted_iota(jnp.int32, self._shape, axis).astype(jnp.uint32)
 
-        block = self._cut.block
-        row = lax.convert_element_type(self._first, jnp.uint32) + iota(0)
+        block, first, size = self._cut.block, self._first, self._cut.size
+        if self._piece is not None:
+            first, size = first + self._piece.begin(2), self._piece.leaf_size
+        row = lax.convert_element_type(first, jnp.uint32) + iota(0)
         low = row * jnp.uint32(block) + iota(1)
-        if self._cut.size <= 2**32:
+        if size <= 2**32:
             return low, None
         return low, row >> jnp.uint32(32 - (block.bit_length() - 1))
 
@@ -128,9 +126,9 @@ class _Rows:
 class Tile(_Rows):
     """The rows of one CTA."""
 
-    def __init__(self, cut: Cut, interpret):
+    def __init__(self, cut: Cut, interpret, piece=None):
         self.number = lax.axis_index("tile")
-        super().__init__(cut, self.number * cut.rows, (cut.rows, cut.block))
+        super().__init__(cut, self.number * cut.rows, (cut.rows, cut.block), piece)
         self._interpret = interpret
 
     def load(self, ref):
@@ -184,8 +182,8 @@ class Rest(_Rows):
 
     number = 0
 
-    def __init__(self, cut: Cut, first, shape):
-        super().__init__(cut, cut.covered // cut.block + first, shape)
+    def __init__(self, cut: Cut, first, shape, piece=None):
+        super().__init__(cut, cut.covered // cut.block + first, shape, piece)
         self._at = first
 
     def load(self, ref):
@@ -216,11 +214,11 @@ class Rest(_Rows):
         return slice(start, start + self._shape[0] * self._shape[1])
 
 
-def rests(cut: Cut):
-    """What whole tiles leave of a leaf, in up to two pieces."""
+def rests(cut: Cut, piece: Piece | None = None):
+    """What whole tiles leave of a leaf, in up to two parts."""
     blocks, short = divmod(cut.size - cut.covered, cut.block)
-    pieces = [Rest(cut, 0, (blocks, cut.block))] if blocks else []
-    return pieces + ([Rest(cut, blocks, (1, short))] if short else [])
+    parts = [Rest(cut, 0, (blocks, cut.block), piece)] if blocks else []
+    return parts + ([Rest(cut, blocks, (1, short), piece)] if short else [])
 
 
 INTERPRET = plgpu.InterpretGPUParams()

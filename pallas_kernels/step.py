@@ -12,11 +12,13 @@ and in `rules` and `codecs`, so that XLA and a GPU kernel cannot come to differ.
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels import rules
 from pallas_kernels.blocks import spread
 from pallas_kernels.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
+from pallas_kernels.pieces import CUTTABLE, squares
 
 SKIP = -128
 """Among signs stored as int8: leave this element alone."""
@@ -170,4 +172,20 @@ def load(spec, slots, absmaxes, dtype):
 
 def norm(x):
     """The Euclidean norm."""
-    return jnp.sqrt(jnp.sum(jnp.square(x)))
+    # A small leaf is never cut, nor is one that is divided over devices, whose shape is not to be
+    # touched.
+    if x.size < CUTTABLE or jax.typeof(x).sharding.mesh.size > 1:
+        return jnp.sqrt(jnp.sum(jnp.square(x)))
+    return norm_of_grains(squares(x))
+
+
+def ratio_of_grains(sums, s):
+    """The trust ratio of a leaf, from the squares of parameters and direction in all its grains."""
+    norms = map(norm_of_grains, sums.T)
+    return rules.trust_ratio(*norms, s.astype(sums.dtype).prepared())
+
+
+def norm_of_grains(squares):
+    """The Euclidean norm of a leaf, from the sums of squares of all its grains."""
+    # Without the barrier XLA makes one sum of the two, in another order.
+    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(squares)))

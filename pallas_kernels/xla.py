@@ -7,19 +7,22 @@ saves itself with a copy of the state. (For a float32 slot only the CPU needs th
 writes direction and slot in one pass.)
 """
 
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 from jax.lax import optimization_barrier, platform_dependent
 
 from pallas_kernels import rules
 from pallas_kernels import step as shared
-from pallas_kernels.blocks import block_absmax, spread
+from pallas_kernels.blocks import absmax_shape, as_rows, block_absmax, spread
 from pallas_kernels.codecs import as_bytes, encode
 from pallas_kernels.dtypes import compute_dtype, promote
 from pallas_kernels.hashing import mix, uniform, whole_key
+from pallas_kernels.pieces import Piece, squares
 from pallas_kernels.step import Spec, coded
 
 
-def step(spec: Spec, g, p, slots, absmaxes, s, key):
+def step(spec: Spec, g, p, slots, absmaxes, s, key, first=None):
     """One optimizer step of one leaf.
 
     Args:
@@ -31,71 +34,177 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key):
       s: `rules.Scalars`.
       key: uint32 scalar, different for every leaf and step; or a pair of them, one for the step and
         one for the leaf, which a kernel can put together by itself.
+      first: Where the arrays begin if they are a piece of a leaf, see `hashing.uniform`.
 
     Returns:
       `(out, slots, absmaxes)`. `out` is the update, in the dtype that `g` and `p` promote to; or
       the new parameter in its own dtype.
     """
-    rule, any_coded = spec.rule, any(map(coded, slots))
+    given = _given(spec, g, p, s)
+    out, stored = _new_state(spec, given, slots, absmaxes, key, first)
+    if spec.rule.from_old:
+        if spec.emit != "params":  # and else nothing is left for stage 3
+            out = shared.update_from_signs(spec, out, given.out_dtype, given.p, given.s)
+        return out, *stored
+    direction = _in_memory(_direction(spec, given, stored))
+    if spec.rule.trust_ratio:
+        ratio = rules.trust_ratio(shared.norm(given.p), shared.norm(direction), given.s)
+        if any(map(coded, slots)):
+            # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
+            again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
+            ratio, stored_again = again
+            direction = _direction(spec, given, stored_again)
+        direction = ratio * direction
+    return _emitted(spec, given, given.s.step_size * direction), *stored
+
+
+# ------------------------------------------------------------------------ a leaf that is in pieces
+
+
+def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key):
+    """The step of a piece, by a rule that needs no norm of the leaf.
+
+    Args:
+      spec: `Spec`.
+      g: Gradient of the whole leaf.
+      p: Its parameter, or None.
+      target: What of the leaf has made its step so far: parameters, or updates.
+      start: The grain at which the piece begins, an int32 scalar.
+      slots: Slots of the piece.
+      absmaxes: Scales of the piece, flat; None for slots that are not codes.
+      s: As for `step`.
+      key: As for `step`.
+
+    Returns:
+      `(target, slots, absmaxes)`.
+    """
+    piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
+    p = target if spec.emit == "params" else p
+    out, *stored = step(spec, piece.of(g), piece.of(p), slots, absmaxes, s, key, piece.first)
+    return piece.put(target, out), *_flat(*stored)
+
+
+def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key):
+    """The first part of a step with a trust ratio: the new state of a piece.
+
+    Returns:
+      `(slots, absmaxes, sums)`. `sums` has a row for every grain, with the squares of parameters
+      and direction, for `ratio_of_pieces`.
+    """
+    piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
+    given = _given(spec, piece.of(g), piece.of(p), s)
+    _, stored = _new_state(spec, given, slots, absmaxes, key, piece.first)
+    direction = _in_memory(_direction(spec, given, stored))
+    return *_flat(*stored), jnp.stack([squares(given.p), squares(direction)], 1)
+
+
+def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio):
+    """The second part of a step with a trust ratio, from the new state: returns `target`."""
+    piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
+    p = target if spec.emit == "params" else p
+    given = _given(spec, piece.of(g), piece.of(p), s)
+    direction = ratio.astype(given.dtype) * _direction(spec, given, (slots, absmaxes))
+    return piece.put(target, _emitted(spec, given, given.s.step_size * direction))
+
+
+def _piece(spec, g, start, slots, absmaxes):
+    block = spec.block_size or 256
+    piece = Piece(start, slots[0].size, g.size, block)
+    slots = tuple(as_rows(x, block) if g.size % block == 0 else x.reshape(-1) for x in slots)
+    shape = absmax_shape(slots[0].shape, block)
+    return piece, slots, tuple(None if a is None else a.reshape(shape) for a in absmaxes)
+
+
+def _flat(slots, absmaxes):
+    return slots, tuple(None if a is None else a.reshape(-1) for a in absmaxes)
+
+
+# ------------------------------------------------------------------------------- parts of a step
+
+
+class _Given(NamedTuple):
+    """What a step is given, in the dtype it computes in."""
+
+    g: Any
+    usable: Any
+    p: Any
+    s: Any
+    dtype: Any
+    out_dtype: Any
+
+
+def _given(spec, g, p, s):
     out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
     dtype = compute_dtype(out_dtype)
+    if spec.emit == "params":
+        out_dtype = p.dtype
+    # Of a product of scalars XLA's CPU compiler can make a multiply-add, and then not of the sum's
+    # other product: which one would depend on the shape.
     s = s.astype(dtype).prepared()
-    p_dtype, to_params = None if p is None else p.dtype, spec.emit == "params"
+    if s.biased_eps is not None:
+        eps = platform_dependent(s.biased_eps, cpu=optimization_barrier, default=_same)
+        s = s._replace(biased_eps=eps)
     g, p = g.astype(dtype), None if p is None else p.astype(dtype)
-    g, usable = shared.gradient(spec, g, p, s)
+    return _Given(*shared.gradient(spec, g, p, s), p, s, dtype, out_dtype)
+
+
+def _emitted(spec, given, update):
+    if spec.emit == "params":
+        update = given.p + update
+    return update.astype(given.out_dtype)
+
+
+def _new_state(spec, given, slots, absmaxes, key, first):
+    """`(out, (slots, absmaxes))`; with a rule that goes by the old slots, what comes of them."""
+    g, usable, p, s, dtype, _ = given
+    any_coded = any(map(coded, slots))
 
     def moments(slots, absmaxes):
         return shared.moments(spec, g, usable, shared.load(spec, slots, absmaxes, dtype), s)
 
-    def emitted(update):
-        return (p + update).astype(p_dtype) if to_params else update.astype(out_dtype)
-
     # Stage 1, from the old state: the new scales, and a direction that needs the old slots.
-    direction = None
-    if rule.from_old:
-        mixed = rule.direction(g, shared.load(spec, slots, absmaxes, dtype), s)
-        if to_params:  # and nothing is left for stage 3
-            direction = emitted(shared.signed_step(spec, mixed, usable, p, s))
+    out = None
+    if spec.rule.from_old:
+        mixed = spec.rule.direction(g, shared.load(spec, slots, absmaxes, dtype), s)
+        if spec.emit == "params":
+            out = _emitted(spec, given, shared.signed_step(spec, mixed, usable, p, s))
         else:
-            direction = shared.signs(mixed, usable)
+            out = shared.signs(mixed, usable)
     new_absmaxes = tuple(
         block_absmax(new, spec.block_size) if coded(x) else None
         for new, x in zip(moments(slots, absmaxes), slots, strict=True)
     )
-    stage = direction, new_absmaxes, slots, absmaxes
+    stage = out, new_absmaxes, slots, absmaxes
     if any_coded:
         stage = optimization_barrier(stage)
     else:
         stage = platform_dependent(stage, cpu=optimization_barrier, default=_same)
-    direction, new_absmaxes, slots, absmaxes = stage
+    out, new_absmaxes, slots, absmaxes = stage
 
     # Stage 2, the old state is overwritten.
-    stored = _store(spec, moments(slots, absmaxes), slots, new_absmaxes, key), new_absmaxes
+    stored = _store(spec, moments(slots, absmaxes), slots, new_absmaxes, key, first), new_absmaxes
+    # The barrier makes XLA read the codes in stage 3, instead of what it computed them from.
+    if any_coded and not spec.rule.from_old:
+        stored = optimization_barrier(stored)
+    return out, stored
 
-    # Stage 3, the update.
-    if rule.from_old:
-        if to_params:
-            return direction, *stored
-        return shared.update_from_signs(spec, direction, out_dtype, p, s), *stored
-    # The barrier makes XLA read the codes, instead of what it computed them from.
-    stored = optimization_barrier(stored) if any_coded else stored
-    direction = shared.direction_from_new(spec, *stored, usable, p, s, dtype)
-    if rule.trust_ratio:
-        ratio = rules.trust_ratio(shared.norm(p), shared.norm(direction), s)
-        if any_coded:
-            # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
-            again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
-            ratio, stored_again = again
-            direction = shared.direction_from_new(spec, *stored_again, usable, p, s, dtype)
-        direction = ratio * direction
-    return emitted(s.step_size * direction), *stored
+
+def _direction(spec, given, stored):
+    return shared.direction_from_new(spec, *stored, given.usable, given.p, given.s, given.dtype)
+
+
+def _in_memory(direction):
+    """A direction that is not computed along with its norm."""
+    # The CPU keeps it in memory for a second use. Where there is none, as with a piece, it would
+    # fuse it with the norm and round it in other places.
+    return platform_dependent(direction, cpu=optimization_barrier, default=_same)
 
 
 def _same(x):
     return x
 
 
-def _store(spec, values, slots, absmaxes, key):
+def _store(spec, values, slots, absmaxes, key, first):
     """Values as slots, in the precision that the slots have."""
     out, key = [], whole_key(key)
     for i, (slot, codec, value, x, absmax) in enumerate(
@@ -103,7 +212,9 @@ def _store(spec, values, slots, absmaxes, key):
     ):
         if coded(x):
             scale = spread(codec.scale(absmax), x.shape, spec.block_size).astype(value.dtype)
-            height = uniform(mix(key + jnp.uint32(i)), x.shape) if slot.second_moment else None
+            height = None
+            if slot.second_moment:
+                height = uniform(mix(key + jnp.uint32(i)), x.shape, first)
             codes = encode(codec, value, scale, height, keep_nonzero=slot.second_moment)
             value = as_bytes(codes)
         out.append(value.astype(x.dtype))

@@ -1,0 +1,115 @@
+"""Pages: how much of a paged state is on the device at a time, and in which order.
+
+A page is a group of leaves, or a piece of a leaf that is larger than a page. The order depends on
+sizes alone, so it is the same in every process and in every run.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from pallas_kernels.pieces import CUTTABLE, GRAIN
+
+
+class Extent(NamedTuple):
+    """How much state a leaf has."""
+
+    size: int
+    """Elements of the parameter."""
+    nbytes: int
+    """Bytes of the state."""
+    room: int
+    """Bytes that it takes on the device: twice as many in float32, as XLA writes the new state
+    beside the old one, where a kernel overwrites it."""
+    can_be_cut: bool = True
+    two_parts: bool = False
+    """Whether a step in pieces has a second part, which reads the state once more."""
+
+    def pieces(self, page_bytes):
+        """Where its pieces begin and end, in grains: `[(0, 3), (3, 6), (6, 8)]`, or none if whole.
+
+        There are as few as fit on pages, and they are of one length, because such pieces share
+        their code; the last one is what is left.
+        """
+        if not self.can_be_cut or self.size < CUTTABLE or self.room <= page_bytes:
+            return []
+        grains = -(-self.size // GRAIN)
+        # Of whole grains: the last one may be short.
+        most = max(page_bytes * self.size // (self.room * GRAIN), 1)
+        length = -(-grains // -(-grains // most))
+        return [(begin, min(begin + length, grains)) for begin in range(0, grains, length)]
+
+    def moves(self, page_bytes):
+        """How often a step moves its state over the link: in and out, perhaps in once more."""
+        return 3 if self.two_parts and self.pieces(page_bytes) else 2
+
+
+def extent_of(rule, slots, absmaxes, block_size):
+    """The `Extent` of a leaf, from its slots and scales, or from their forms.
+
+    Scales that are not used, because their slot holds no codes, may be None or not.
+    """
+    size, coded = math.prod(slots[0].shape), slots[0].dtype == jnp.uint8
+    arrays = [*slots, *absmaxes] if coded else slots
+    nbytes = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
+    cannot = (coded and block_size is None) or (size % (block_size or 256) and size >= 2**31)
+    room = nbytes if coded else 2 * nbytes
+    return Extent(size, nbytes, room, can_be_cut=not cannot, two_parts=rule.trust_ratio)
+
+
+class Part(NamedTuple):
+    """What a page holds of a leaf, and what is done with it."""
+
+    leaf: int
+    phase: str
+    """`"whole"`; or for a piece `"step"`, or one of `"moments"` and `"apply"`."""
+    begin: int = 0
+    """In grains, as is `end`."""
+    end: int = 0
+
+
+def make(extents, page_bytes, in_flight):
+    """The pages of leaves, in the order in which they are stepped.
+
+    Pieces of one leaf cannot be fetched while others of it are stored, since they are in one
+    array. So other pages come in between where there are any.
+
+    Args:
+      extents: An `Extent` for every leaf.
+      page_bytes: What a page holds. A leaf that cannot be cut may be larger.
+      in_flight: How many pages are on the device while one more is fetched.
+
+    Returns:
+      A tuple of pages; a page is a tuple of `Part`.
+    """
+    lines: list[list[tuple[Part, ...]]] = []  # pages that have to follow one another
+    group: list[Part] = []
+    room = 0
+    for leaf, extent in enumerate(extents):
+        if pieces := extent.pieces(page_bytes):
+            phases = ("moments", "apply") if extent.two_parts else ("step",)
+            lines.append([(Part(leaf, phase, *piece),) for phase in phases for piece in pieces])
+            continue
+        if not group or extent.room > room:
+            group, room = [], page_bytes
+            lines.append([group])  # pyright: ignore[reportArgumentType]
+        group.append(Part(leaf, "whole"))
+        room -= extent.room
+    return tuple(map(tuple, _spread(lines, in_flight + 1)))
+
+
+def _spread(lines, distance):
+    """One order of the members of all lines, with those of a line apart if it can be."""
+    taken, last, order = [0] * len(lines), [-distance] * len(lines), []
+    for now in range(sum(map(len, lines))):
+        left = [i for i, line in enumerate(lines) if taken[i] < len(line)]
+        apart = [i for i in left if now - last[i] >= distance]
+        # The longest line first, or else it would be alone in the end.
+        if apart:
+            i = min(apart, key=lambda i: (taken[i] - len(lines[i]), i))
+        else:
+            i = min(left, key=lambda i: (last[i], i))
+        order.append(lines[i][taken[i]])
+        taken[i], last[i] = taken[i] + 1, now
+    return order

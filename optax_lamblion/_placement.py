@@ -1,0 +1,146 @@
+"""Placement: which leaves' state sleeps in host memory, and how it gets there.
+
+A leaf is paged or resident for good: `init` decides it, from sizes and options alone, and puts the
+state there. From then on the arrays' memory kind says so, and `update` returns them where they
+were.
+"""
+
+import inspect
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
+KIND = "pinned_host"
+"""Host memory that a GPU reads and writes by itself."""
+
+
+def which_are_paged(extents, options):
+    """For every leaf, whether it is paged.
+
+    Those below `page_min_size` stay on the device. `device_budget` keeps more of them there: those
+    first whose state is moved most often, and of these the largest that still fits.
+
+    Args:
+      extents: An `Extent` for every leaf.
+      options: `StateOptions`.
+    """
+    out = [x.size >= options.page_min_size for x in extents]
+    small = sum(x.nbytes for x, is_paged in zip(extents, out, strict=True) if not is_paged)
+    room = (options.device_budget or 0) - small
+    moves = [x.moves(options.page_bytes) for x in extents]
+    candidates = [i for i, is_paged in enumerate(out) if is_paged]
+    for i in sorted(candidates, key=lambda i: (-moves[i], -extents[i].nbytes, i)):
+        if extents[i].nbytes <= room:
+            room -= extents[i].nbytes
+            out[i] = False
+    return out
+
+
+def check_host_memory(resident):
+    """Raises `ValueError` where there is no host memory for state. `resident` is what to use."""
+    if jax.sharding.get_abstract_mesh().abstract_device is not None:
+        return  # compiled for devices that need not be here
+    device = jnp.zeros(()).devices().pop() if not _is_traced() else jax.local_devices()[0]
+    kinds = memory_kinds(device)
+    if KIND not in kinds:
+        raise ValueError(
+            f'`paged=True` keeps state in memory of kind "{KIND}", which {device.platform} does '
+            f"not have; it has {', '.join(sorted(kinds))}. Use `{resident}`, which keeps its state "
+            "on the device."
+        )
+
+
+def refuse_multi_steps():
+    """Raises `ValueError` when called by `optax.MultiSteps`.
+
+    It steps at every call, and of every array of the state takes the new one or the old one by
+    `jnp.where`: for an array in host memory that is work for the host's processor.
+    """
+    codes = {optax.MultiSteps.init.__code__, optax.MultiSteps.update.__code__}
+    frame = inspect.currentframe()
+    while frame := frame and frame.f_back:
+        if frame.f_code in codes or frame.f_code.co_qualname.startswith("MultiSteps.update.<"):
+            raise ValueError(_NO_MULTI_STEPS)
+
+
+_NO_MULTI_STEPS = """\
+`optax.MultiSteps` around a paged optimizer would have the host's processor choose between old and \
+new state at every micro-step. Accumulate the gradients before it and step when they are complete:
+    optax.chain(
+        optax.MultiSteps(optax.identity(), k).gradient_transformation(),
+        optax.transforms.conditionally_transform(paged, lambda step: step % k == k - 1),
+    )"""
+
+
+def memory_kind(x):
+    """The kind of memory that an array is in, or a `jax.ShapeDtypeStruct` will be."""
+    if jax.typeof(x).memory_space == HOST:
+        return KIND
+    return getattr(getattr(x, "sharding", None), "memory_kind", None) or "device"
+
+
+def memory_kinds(device):
+    """The kinds of memory that a device can address."""
+    return {memory.kind for memory in device.addressable_memories()}
+
+
+class Filler:
+    """Makes constant arrays in host memory, and never more than a few pages of them on the device.
+
+    Args:
+      page_bytes: The size of a page.
+    """
+
+    def __init__(self, page_bytes):
+        self._page_bytes = page_bytes
+        self._made: list[Any] = []
+
+    def full(self, like, shape, value, dtype):
+        """An array in host memory, where the devices of the parameter `like` see it."""
+        if not _is_traced():
+            return _full(_host_sharding(like, shape), shape, value, dtype)
+        if jax.typeof(like).sharding.mesh.size > 1:
+            return jax.device_put(jnp.full_like(like, value, dtype, shape=shape), HOST)
+        # A compiled program makes a constant on the device. It goes to the host page by page, and
+        # one after the other: all pages at once would be the whole state.
+        value = jnp.asarray(value, dtype)
+        if self._made:
+            value, self._made[-1] = lax.optimization_barrier((value, self._made[-1]))
+        size, page = math.prod(shape), self._page_bytes // value.dtype.itemsize
+        if size <= page:
+            x = jax.device_put(jnp.full(shape, value), HOST)
+        else:
+            x = jax.device_put(lax.empty((size,), dtype), HOST)
+            for start in range(0, size, page):
+                part = jnp.full((min(page, size - start),), value)
+                x = lax.dynamic_update_slice(x, jax.device_put(part, HOST), (start,))
+            x = x.reshape(shape)
+        self._made.append(x)
+        return x
+
+
+def _host_sharding(like, shape):
+    """Where an array of this shape goes, beside the parameter `like`."""
+    sharding = getattr(like, "sharding", None) or jnp.zeros(()).sharding
+    if isinstance(sharding, NamedSharding) and shape != like.shape:
+        sharding = NamedSharding(sharding.mesh, PartitionSpec())  # scales are few
+    return sharding.with_memory_kind(KIND)
+
+
+def _full(sharding, shape, value, dtype):
+    if len(sharding.device_set) == 1:
+        return jax.device_put(np.full(shape, value, dtype), sharding)
+    # Each part by itself: no process has to hold all of it.
+    part = np.full(sharding.shard_shape(shape), value, dtype)
+    return jax.make_array_from_callback(shape, sharding, lambda index: part)
+
+
+def _is_traced():
+    return isinstance(jnp.zeros(()), jax.core.Tracer)

@@ -1,0 +1,188 @@
+"""The stream of pages: from host memory through the device and back, while others are stepped.
+
+One compiled program holds all of it, which XLA lays out in time. Left alone it would fetch every
+page at once, and the whole state would be on the device. So the fetch of a page waits for the step
+of the page that is `in_flight` places before it: then the next pages are under way while one is
+stepped and the last one is stored.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optax_lamblion import _donation
+from optax_lamblion._leaf import STEPS, Leaf
+from optax_lamblion._placement import DEVICE, HOST
+from pallas_kernels.blocks import as_rows
+from pallas_kernels.dtypes import promote
+from pallas_kernels.pieces import GRAIN
+from pallas_kernels.step import Spec, ratio_of_grains
+
+
+class Plan(NamedTuple):
+    """The static part of a stream."""
+
+    specs: tuple[Spec, ...]
+    pages: tuple[Any, ...]
+    in_flight: int
+    implementation: str | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(plan: Plan, leaves):
+    """Steps all leaves.
+
+    Returns:
+      For every leaf `(out, slots, absmaxes)` as from `_dispatch.step`, state on the host.
+    """
+    in_pieces = {part.leaf for page in plan.pages for part in page if part.phase != "whole"}
+    streams: list[Any] = []
+    for i, (spec, leaf) in enumerate(zip(plan.specs, leaves, strict=True)):
+        # The state may be in host memory with a type that does not say so, as after a restore, or
+        # still on the device. For XLA it is then no transfer, or the one that is needed.
+        slots, absmaxes = jax.device_put((leaf.slots, leaf.absmaxes), HOST)
+        if i == 0:
+            slots = _donation.repair(slots)
+        leaf = leaf._replace(spec=spec, slots=slots, absmaxes=absmaxes)
+        kind = _InPieces if i in in_pieces else _Whole
+        streams.append(kind(leaf, plan.implementation))
+    stepped = []
+    for i, page in enumerate(plan.pages):
+        here = [streams[part.leaf] for part in page]
+        if i >= plan.in_flight:
+            stored = plan.pages[i - plan.in_flight - 2] if i > plan.in_flight + 1 else ()
+            _wait(
+                {part.leaf: streams[part.leaf] for part in (*page, *stored)}.values(),
+                stepped[i - plan.in_flight],
+            )
+        sources = [stream.read(part) for stream, part in zip(here, page, strict=True)]
+        fetched = jax.device_put(sources, DEVICE)
+        stepped.append(
+            [
+                x
+                for stream, part, state in zip(here, page, fetched, strict=True)
+                for x in stream.step(part, *state)
+            ]
+        )
+    return [stream.result() for stream in streams]
+
+
+def _wait(streams, stepped):
+    """Lets nothing be read of the state of streams until others have stepped.
+
+    `stepped` are arrays that are there then, and are needed for something else: without another use
+    XLA drops them, and waits for nothing. Or a stream that has written its target. As something
+    may be written to it again, what comes later must know of the waiting, or XLA keeps a copy.
+    """
+    # Whole arrays have to wait: what takes a piece of one is a transfer already.
+    written = [x for x in stepped if isinstance(x, _Whole | _InPieces)]
+    arrays = [x for x in stepped if not isinstance(x, _Whole | _InPieces)]
+    states, targets, _ = lax.optimization_barrier(
+        ([stream.state for stream in streams], [stream.target for stream in written], arrays)
+    )
+    for stream, state in zip(streams, states, strict=True):
+        stream.state = state
+    for stream, target in zip(written, targets, strict=True):
+        stream.target = target
+
+
+class _Whole:
+    """A leaf that is stepped whole, on its way through a step."""
+
+    def __init__(self, leaf: Leaf, implementation):
+        self._leaf, self._implementation = leaf, implementation
+        self.state = leaf.slots, leaf.absmaxes
+        self.target: Any = None
+
+    def read(self, part):
+        """Slots and scales, on the host."""
+        return self.state
+
+    def step(self, part, slots, absmaxes):
+        """Steps it, from slots and scales on the device. Returns what is there when it is done."""
+        spec, g, p, _, _, s, key = self._leaf
+        self.target, *state = STEPS["step"](
+            spec, g, p, slots, absmaxes, s, key, implementation=self._implementation
+        )
+        self.state = jax.device_put(state, HOST)
+        # Signs are all that is left of a step of Lion: it is as well if their use comes later.
+        left = [] if spec.rule.from_old and spec.emit == "updates" else [self]
+        return [*left, *jax.tree.leaves(state)]
+
+    def result(self):
+        """`(out, slots, absmaxes)`."""
+        return self.target, *self.state
+
+
+class _InPieces:
+    """A leaf that is stepped in pieces, on its way through a step."""
+
+    def __init__(self, leaf: Leaf, implementation):
+        spec, self._leaf = leaf.spec, leaf
+        self._call = {
+            name: functools.partial(STEPS[name], spec, implementation=implementation)
+            for name in ("step_piece", "moments_piece", "apply_piece")
+        }
+        # As rows of blocks, which are views.
+        block = spec.block_size or 256
+        absmaxes = tuple(None if a is None else a.reshape(-1) for a in leaf.absmaxes)
+        self.state = tuple(as_rows(x, block) for x in leaf.slots), absmaxes
+        self._block = block
+        self._sums: list[Any] = []
+        self._ratio: Any = None
+        g, p, to_params = leaf.g, leaf.p, spec.emit == "params"
+        out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
+        # What is written piece by piece: the parameter, or updates over a gradient of their dtype.
+        over_gradient = not to_params and out_dtype == g.dtype
+        self._over = "p" if to_params else "g" if over_gradient else None
+        self.target = p if to_params else g if over_gradient else lax.empty(g.shape, out_dtype)
+
+    def read(self, part):
+        """Slots and scales of a part, on the host."""
+        return jax.tree.map(lambda x: lax.slice_in_dim(x, *self._range(part, x)), self.state)
+
+    def step(self, part, slots, absmaxes):
+        """Steps a part, from slots and scales on the device. Returns what is there then."""
+        _, g, p, _, _, s, key = self._leaf
+        # What is being written is passed on as that alone.
+        g, p = (self.target if self._over == "g" else g), (None if self._over == "p" else p)
+        start, state = jnp.int32(part.begin), (slots, absmaxes)
+        if part.phase == "apply":
+            if self._ratio is None:
+                self._ratio = ratio_of_grains(jnp.concatenate(self._sums), s)
+            self.target = self._call["apply_piece"](
+                g, p, self.target, start, *state, s, self._ratio
+            )
+            return [self]
+        if part.phase == "moments":
+            p = self.target if self._over == "p" else p
+            *state, sums = self._call["moments_piece"](g, p, start, *state, s, key)
+            self._sums.append(sums)
+        else:
+            self.target, *state = self._call["step_piece"](g, p, self.target, start, *state, s, key)
+        self.state = jax.tree.map(
+            lambda x, piece: lax.dynamic_update_slice_in_dim(
+                x, piece.reshape(-1, *x.shape[1:]), self._range(part, x)[0], 0
+            ),
+            self.state,
+            tuple(jax.device_put(state, HOST)),
+        )
+        return [self, *self._sums[-1:], *jax.tree.leaves(state)]
+
+    def _range(self, part, x):
+        """Begin and end of a part in a view of slots or scales."""
+        flat = x.shape == self._leaf.g.shape or x.size == self._leaf.g.size and x.ndim == 1
+        unit = GRAIN if flat else GRAIN // self._block
+        return part.begin * unit, min(part.end * unit, x.shape[0])
+
+    def result(self):
+        """`(out, slots, absmaxes)`."""
+        leaf = self._leaf
+        shapes = leaf.slots, leaf.absmaxes
+        if leaf.spec.emit == "updates":
+            # Or XLA makes one pass of the last piece and of what uses the update, and a copy.
+            self.target = lax.optimization_barrier(self.target)
+        return self.target, *jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, shapes)

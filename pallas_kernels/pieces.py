@@ -1,0 +1,94 @@
+"""Pieces: a leaf that makes its step part by part, because its state is not at hand all at once.
+
+Gradient and parameter are there as a whole; slots and scales are those of one piece. A leaf may be
+cut at every multiple of `GRAIN` elements. That is a multiple of every block and every tile of a
+kernel, and norms are summed up grain by grain, so a leaf in pieces makes the step that it makes as
+a whole, to the last bit.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pallas_kernels.blocks import as_rows
+
+GRAIN = 2**16
+"""Elements."""
+
+CUTTABLE = 16 * GRAIN
+"""The fewest elements of a leaf that is cut."""
+
+
+class Piece(NamedTuple):
+    """Where a piece lies in its leaf.
+
+    A leaf is seen as `as_rows` shows it: rows of blocks, or flat where its last block is short.
+    """
+
+    start: Any
+    """The grain at which it begins, an int32 scalar: pieces of one size share their code."""
+    size: int
+    leaf_size: int
+    block: int
+
+    def of(self, x):
+        """The piece of an array that is shaped like the leaf; None of None."""
+        if x is None:
+            return None
+        x = as_rows(x, self.block)
+        return lax.dynamic_slice_in_dim(x, self.begin(x.ndim), self.count(x.ndim))
+
+    def put(self, x, part):
+        """An array that is shaped like the leaf, with this piece of it replaced."""
+        rows = as_rows(x, self.block)
+        part = part.reshape(-1, *rows.shape[1:])
+        return lax.dynamic_update_slice_in_dim(rows, part, self.begin(rows.ndim), 0).reshape(
+            x.shape
+        )
+
+    def begin(self, ndim):
+        """Its first row, or element."""
+        return self.start * (GRAIN // self.block if ndim == 2 else GRAIN)
+
+    def count(self, ndim):
+        """The number of its rows, or elements."""
+        return self.size // self.block if ndim == 2 else self.size
+
+    @property
+    def first(self):
+        """Where it begins, for `hashing.uniform`."""
+        return self.start.astype(jnp.uint32) * jnp.uint32(GRAIN // 256), self.leaf_size
+
+
+def squares(x):
+    """The sum of squares of every grain of an array, in a vector."""
+    x = x.reshape(-1)
+    whole = x.size // GRAIN * GRAIN
+    sums = [_sums_of_squares(x[:whole])] if whole else []
+    if whole < x.size:
+        # By itself, or XLA's CPU compiler would contract other multiply-adds in the whole leaf than
+        # in its pieces.
+        sums.append(_sums_of_squares(jnp.pad(x[whole:], (0, whole + GRAIN - x.size))))
+    return jnp.concatenate(sums)
+
+
+def _sums_of_squares(x):
+    x = jnp.square(x.reshape(-1, GRAIN))
+    return lax.platform_dependent(x, cpu=_sums_on_cpu, default=lambda x: jnp.sum(x, axis=1))
+
+
+def _sums_on_cpu(x):
+    """The sums of rows of numbers that are not negative."""
+
+    # XLA's CPU compiler would leave a sum to a library, which takes ten times as long for it. One
+    # of magnitudes it compiles itself, and a few rows to be added up in long ones it vectorises.
+    def add(total, x):
+        return total + jnp.abs(x)
+
+    rows = len(x)
+    while x.size > 256 * rows:
+        x = lax.reduce(x.reshape(rows, 16, -1), np.zeros((), x.dtype), add, (1,))
+        x = lax.optimization_barrier(x)
+    return lax.reduce(x, np.zeros((), x.dtype), add, (1,))

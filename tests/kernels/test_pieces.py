@@ -1,0 +1,109 @@
+"""A leaf in pieces makes the step that it makes as a whole."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels import mosaic, xla
+from pallas_kernels.blocks import as_rows
+from pallas_kernels.mosaic_tile import INTERPRET
+from pallas_kernels.pieces import CUTTABLE, GRAIN
+from pallas_kernels.step import ratio_of_grains
+from tests.kernels.test_mosaic import Leaf, identity
+
+# In grains. Of different lengths, and the last one ragged where the leaf is.
+CUTS = (0, 1, 3)
+
+
+def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
+    """A step like `xla.step`, of a leaf cut after so many grains."""
+    g, p, slots, absmaxes, s, key = arrays
+    block = spec.block_size
+    blocks = GRAIN // block
+    pairs = list(zip(cuts, (*cuts[1:], None), strict=True))
+
+    def part(x, first, last, flat):
+        x = x.reshape(-1) if flat else as_rows(x, block)
+        unit = blocks if flat or x.ndim == 2 else GRAIN
+        return x[first * unit : None if last is None else last * unit]
+
+    pieces = [
+        (
+            jnp.int32(first),
+            tuple(part(x, first, last, flat=False) for x in slots),
+            tuple(part(a, first, last, flat=True) for a in absmaxes),
+        )
+        for first, last in pairs
+    ]
+    call = lambda name: functools.partial(getattr(module, name), spec, **kwargs)  # noqa: E731
+    to_params = spec.emit == "params"
+    target = p if to_params else jnp.zeros(p.shape, jnp.promote_types(g.dtype, p.dtype))
+    p = None if to_params and not spec.rule.trust_ratio else p
+    new = []
+    if spec.rule.trust_ratio:
+        sums = []
+        for start, *state in pieces:
+            *state, of_piece = call("moments_piece")(g, p, start, *state, s, key)
+            new.append(state)
+            sums.append(of_piece)
+        ratio = ratio_of_grains(jnp.concatenate(sums), s)
+        p = None if to_params else p
+        for (start, *_), state in zip(pieces, new, strict=True):
+            target = call("apply_piece")(g, p, target, start, *state, s, ratio)
+    else:
+        for start, *state in pieces:
+            target, *state = call("step_piece")(g, p, target, start, *state, s, key)
+            new.append(state)
+    slots = tuple(
+        jnp.concatenate([x.reshape(-1) for x in xs]).reshape(g.shape)
+        for xs in zip(*(slots for slots, _ in new), strict=True)
+    )
+    absmaxes = tuple(
+        jnp.concatenate(xs).reshape(a.shape)
+        for a, *xs in zip(absmaxes, *(absmaxes for _, absmaxes in new), strict=True)
+    )
+    return target, slots, absmaxes
+
+
+RAGGED, ROWS = (4 * GRAIN + 4700,), (35, 8192)
+LEAVES = [
+    *(
+        Leaf(rule, shape=shape, emit=emit, p="bfloat16", g=g)
+        for rule in ("lion", "lamb")
+        for shape in (RAGGED, ROWS)
+        for emit, g in (("params", "float32"), ("updates", "bfloat16"))
+    ),
+    Leaf(shape=RAGGED, decay="coupled", emit="updates"),
+    Leaf("lamb_amsgrad", shape=ROWS, decay="coupled", block=64),
+    Leaf("lamb_amsgrad", shape=RAGGED, decay=None, emit="updates", block=1024),
+]
+
+
+def compare(whole, pieces, exact):
+    (out, *state), (out_pieces, *state_pieces) = jax.tree.map(np.asarray, (whole, pieces))
+    jax.tree.map(np.testing.assert_array_equal, state_pieces, state)
+    # If not exact, the norms are summed up in another order. Numbers are of the order of one.
+    ulp = 0 if exact else float(jnp.finfo(out.dtype).eps)
+    out, out_pieces = out.astype(np.float32), out_pieces.astype(np.float32)
+    np.testing.assert_allclose(out_pieces, out, rtol=ulp, atol=ulp)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=identity)
+def test_xla_does_the_same_to_the_last_bit(leaf):
+    shape = (CUTTABLE + leaf.shape[0],) if len(leaf.shape) == 1 else (135, leaf.shape[1])
+    leaf = leaf._replace(shape=shape)
+    arrays = leaf.arrays()
+    whole = jax.jit(functools.partial(xla.step, leaf.spec))(*arrays)
+    pieces = jax.jit(lambda *arrays: in_pieces(xla, leaf.spec, arrays))(*arrays)
+    compare(whole, pieces, exact=True)
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=identity)
+def test_kernels_do_the_same(leaf):
+    arrays = leaf.arrays()
+    whole = jax.jit(functools.partial(mosaic.step, leaf.spec, interpret=INTERPRET))(*arrays)
+    step = lambda *arrays: in_pieces(mosaic, leaf.spec, arrays, interpret=INTERPRET)  # noqa: E731
+    compare(whole, jax.jit(step)(*arrays), exact=leaf.spec.rule.from_old)
