@@ -126,6 +126,14 @@ class Filler:
         return x
 
 
+def tied_to_device(state):
+    """A state of which every array is committed to its device, if that is one for all of them."""
+    if _is_traced() or any(len(x.sharding.device_set) > 1 for x in jax.tree.leaves(state)):
+        return state
+    # An array in host memory is committed from the beginning.
+    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, x.sharding), state)
+
+
 def _host_sharding(like, shape):
     """Where an array of this shape goes, beside the parameter `like`."""
     sharding = getattr(like, "sharding", None) or jnp.zeros(()).sharding

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from optax_lamblion._clipping import HISTORY
 from optax_lamblion._pages import extent_of
-from optax_lamblion._placement import Filler, which_are_paged
+from optax_lamblion._placement import Filler, tied_to_device, which_are_paged
 from optax_lamblion._trees import path_string
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.dtypes import compute_dtype
@@ -121,7 +121,10 @@ def init_state(
             )
     if clipping:
         fields["gnorm_history"] = jax.tree.map(lambda _: jnp.zeros([HISTORY], jnp.float32), params)
-    return state_type(**fields)
+    state = state_type(**fields)
+    # An array in host memory is tied to its device. The others are, too, after a step: from the
+    # beginning, the second step is no other program than the first.
+    return tied_to_device(state) if any(on_host) else state
 
 
 def paged_leaves(rule, state, block_size, options):

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_lamblion
-from optax_lamblion import LambState, LionState
+from optax_lamblion import LambState, LionState, StateOptions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,7 +29,8 @@ class Variant:
     kwargs: Mapping[str, Any]
     """Arguments with which it solves the test problems; without `min_8bit_size`."""
     can: frozenset[str] = frozenset({"vmap", "multisteps"})
-    """What not every placement of state will be able to do."""
+    """What not every placement of state is able to do."""
+    paged: bool = False
 
     @property
     def factory(self):
@@ -43,7 +44,21 @@ class Variant:
 
     def __call__(self, **overrides):
         """The transformation, with some arguments replaced."""
-        return self.factory(**{**self.kwargs, **overrides})
+        kwargs = {**self.kwargs, **overrides}
+        if self.paged:
+            kwargs["options"] = small_pages(kwargs.get("options"))
+        return self.factory(**kwargs)
+
+    @property
+    def resident(self):
+        """The row with the same numbers whose state stays on the device."""
+        (row,) = (v for v in VARIANTS if v.name == self.name.removeprefix("paged_"))
+        return row
+
+
+def small_pages(options=None):
+    """Options with which the large leaves of the test problems are paged."""
+    return dataclasses.replace(options or StateOptions(), page_min_size=1000)
 
 
 def optax_lamb(**kwargs):
@@ -70,13 +85,21 @@ _LAMB = dict(
     kwargs=dict(learning_rate=1e-3, weight_decay=1e-2),
 )
 
+_PAGED = dict(paged=True, can=frozenset({"vmap"}))
+
 VARIANTS = (
     Variant("lion", bits=32, **_LION),
     Variant("lion8bit", bits=8, **_LION),
     Variant("lion32bit", bits=32, **_LION),
+    Variant("paged_lion", bits=32, **_LION, **_PAGED),
+    Variant("paged_lion8bit", bits=8, **_LION, **_PAGED),
+    Variant("paged_lion32bit", bits=32, **_LION, **_PAGED),
     Variant("lamb", bits=32, **_LAMB),
     Variant("lamb8bit", bits=8, **_LAMB),
     Variant("lamb32bit", bits=32, **_LAMB),
+    Variant("paged_lamb", bits=32, **_LAMB, **_PAGED),
+    Variant("paged_lamb8bit", bits=8, **_LAMB, **_PAGED),
+    Variant("paged_lamb32bit", bits=32, **_LAMB, **_PAGED),
 )
 
 

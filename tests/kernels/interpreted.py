@@ -6,7 +6,7 @@ import functools
 import jax
 import pytest
 
-from optax_lamblion import _transform
+from optax_lamblion import _leaf, _stream
 from pallas_kernels import _dispatch, mosaic
 from pallas_kernels.mosaic_tile import INTERPRET
 
@@ -28,10 +28,15 @@ def interpreted():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_dispatch, "choose", _choose)
 
-        # Functions of its own, as JAX remembers what it has traced by function.
-        def step(*args, **kwargs):
-            return _dispatch.step(*args, **kwargs)
-
-        jitted = jax.jit(step, static_argnums=0, static_argnames="implementation")
-        patch.setattr(_transform, "_step", jitted)
+        for name in _leaf.STEPS:
+            patch.setitem(_leaf.STEPS, name, _traced_anew(name))
+        patch.setattr(_stream, "run", jax.jit(_stream.run.__wrapped__, static_argnums=0))
         yield
+
+
+def _traced_anew(name):
+    # A function of its own, as JAX remembers what it has traced by function.
+    def step(*args, **kwargs):
+        return getattr(_dispatch, name)(*args, **kwargs)
+
+    return jax.jit(step, static_argnums=0, static_argnames="implementation")

@@ -37,6 +37,12 @@ def grads(step=1, dtype=jnp.float32, only=tuple(SHAPES)):
     return {name: g[name] for name in only}
 
 
+def committed(tree):
+    """A tree of arrays committed to their device, as those are that a step with a paged state
+    returns: so the first step is compiled for what the next ones get."""
+    return jax.tree.map(lambda x: jax.device_put(x, x.sharding), tree)
+
+
 @functools.cache
 def compiled(v):
     """The variant with its own arguments, and its jitted update: shared by all tests."""

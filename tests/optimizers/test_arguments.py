@@ -114,14 +114,17 @@ def test_argument_changes_the_result(v, change):
 def test_every_argument_is_in_the_table():
     tested = {change.argument for change in CHANGES}
     for v in VARIANTS:
-        assert set(inspect.signature(v.factory).parameters) <= tested, v.name
+        # Where state is does not change a step: see `test_paged_state`.
+        assert set(inspect.signature(v.factory).parameters) <= tested | {"paged"}, v.name
 
 
 def test_every_option_is_in_the_table():
     tested = {c.label.split("-")[0] for c in CHANGES if c.argument == "options"}
     fields = {field.name for field in dataclasses.fields(StateOptions)}
-    # There is one implementation so far: naming it changes nothing, see below.
-    assert fields == tested | {"implementation"}
+    # On a CPU, naming the implementation changes nothing, see below. Nor does it change a step
+    # where its state is, see `test_paged_state`.
+    paging = {"page_min_size", "page_bytes", "pages_in_flight", "device_budget"}
+    assert fields == tested | {"implementation"} | paging
 
 
 @every()
@@ -148,7 +151,14 @@ def parameters(name):
 @pytest.mark.parametrize("family", ["lion", "lamb"])
 @pytest.mark.parametrize(
     ("variant", "fixed"),
-    [("{}8bit", {"bits"}), ("{}32bit", {"bits"}), ("scale_by_{}", {"learning_rate"})],
+    [
+        ("{}8bit", {"bits"}),
+        ("{}32bit", {"bits"}),
+        ("paged_{}", {"paged"}),
+        ("paged_{}8bit", {"bits", "paged"}),
+        ("paged_{}32bit", {"bits", "paged"}),
+        ("scale_by_{}", {"learning_rate"}),
+    ],
 )
 def test_variants_have_their_parent_s_signature(family, variant, fixed):
     if variant == "scale_by_{}" and family == "lion":
@@ -164,7 +174,7 @@ def test_defaults_are_the_documented_ones(family, defaults):
     found = {name: p.default for name, p in parameters(family).items()}
     assert {name: found[name] for name in defaults} == defaults
     off = dict(mask=None, bits=None, min_8bit_size=None, block_wise=True, percentile_clipping=None)
-    off |= dict(options=None)
+    off |= dict(paged=False, options=None)
     if family == "lamb":
         off |= dict(bias_correction=True, amsgrad=False, adam_w_mode=True)
         off |= dict(max_unorm=None, trust_clip=None)
@@ -184,7 +194,15 @@ def test_only_optax_s_arguments_are_positional(family):
 
 def test_state_options_have_the_documented_defaults():
     assert dataclasses.asdict(StateOptions()) == dict(
-        block_size=256, codec="power", min_8bit_size=4096, keep_32bit=None, implementation=None
+        block_size=256,
+        codec="power",
+        min_8bit_size=4096,
+        keep_32bit=None,
+        implementation=None,
+        page_min_size=100_000,
+        page_bytes=2**25,
+        pages_in_flight=2,
+        device_budget=None,
     )
 
 
