@@ -40,10 +40,6 @@ class Extent(NamedTuple):
         length = -(-grains // -(-grains // most))
         return [(begin, min(begin + length, grains)) for begin in range(0, grains, length)]
 
-    def moves(self, page_bytes):
-        """How often a step moves its state over the link: in and out, perhaps in once more."""
-        return 3 if self.two_parts and self.pieces(page_bytes) else 2
-
 
 def extent_of(rule, slots, absmaxes, block_size):
     """The `Extent` of a leaf, from its slots and scales, or from their forms.
@@ -100,7 +96,12 @@ def make(extents, page_bytes, in_flight):
 
 
 def _spread(lines, distance):
-    """One order of the members of all lines, with those of a line apart if it can be."""
+    """One order of the members of all lines, with those of a line as far apart, if it can be."""
+    longest = max(map(len, lines), default=0)
+    if longest > 1:
+        # The others are all there is to lie between those of the longest lines.
+        between = sum(map(len, lines)) - sum(len(line) == longest for line in lines)
+        distance = min(distance, max(between // (longest - 1), 1))
     taken, last, order = [0] * len(lines), [-distance] * len(lines), []
     for now in range(sum(map(len, lines))):
         left = [i for i, line in enumerate(lines) if taken[i] < len(line)]

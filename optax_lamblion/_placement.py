@@ -24,8 +24,9 @@ KIND = "pinned_host"
 def which_are_paged(extents, options):
     """For every leaf, whether it is paged.
 
-    Those below `page_min_size` stay on the device. `device_budget` keeps more of them there: those
-    first whose state is moved most often, and of these the largest that still fits.
+    Those below `page_min_size` stay on the device. `device_budget` keeps more of them there, always
+    the largest that still fits: the fewest leaves, and first those in pieces, of which LAMB reads
+    the new state once more.
 
     Args:
       extents: An `Extent` for every leaf.
@@ -34,9 +35,8 @@ def which_are_paged(extents, options):
     out = [x.size >= options.page_min_size for x in extents]
     small = sum(x.nbytes for x, is_paged in zip(extents, out, strict=True) if not is_paged)
     room = (options.device_budget or 0) - small
-    moves = [x.moves(options.page_bytes) for x in extents]
     candidates = [i for i, is_paged in enumerate(out) if is_paged]
-    for i in sorted(candidates, key=lambda i: (-moves[i], -extents[i].nbytes, i)):
+    for i in sorted(candidates, key=lambda i: (-extents[i].nbytes, i)):
         if extents[i].nbytes <= room:
             room -= extents[i].nbytes
             out[i] = False
