@@ -77,14 +77,20 @@ def _wait(streams, stepped):
     XLA drops them, and waits for nothing. Or a stream that has written its target. As something
     may be written to it again, what comes later must know of the waiting, or XLA keeps a copy.
     """
-    # Whole arrays have to wait: what takes a piece of one is a transfer already.
+    # Whole arrays have to wait: what takes a piece of one is a transfer already. And gradients of
+    # leaves in pieces, or XLA takes all pieces of them at once.
     written = [x for x in stepped if isinstance(x, _Whole | _InPieces)]
     arrays = [x for x in stepped if not isinstance(x, _Whole | _InPieces)]
-    states, targets, _ = lax.optimization_barrier(
-        ([stream.state for stream in streams], [stream.target for stream in written], arrays)
+    states, grads, targets, _ = lax.optimization_barrier(
+        (
+            [stream.state for stream in streams],
+            [stream.grad for stream in streams],
+            [stream.target for stream in written],
+            arrays,
+        )
     )
-    for stream, state in zip(streams, states, strict=True):
-        stream.state = state
+    for stream, state, grad in zip(streams, states, grads, strict=True):
+        stream.state, stream.grad = state, grad
     for stream, target in zip(written, targets, strict=True):
         stream.target = target
 
@@ -94,7 +100,7 @@ class _Whole:
 
     def __init__(self, leaf: Leaf, implementation):
         self._leaf, self._implementation = leaf, implementation
-        self.state = leaf.slots, leaf.absmaxes
+        self.state, self.grad = (leaf.slots, leaf.absmaxes), None
         self.target: Any = None
 
     def read(self, part):
@@ -138,6 +144,7 @@ class _InPieces:
         # What is written piece by piece: the parameter, or updates over a gradient of their dtype.
         over_gradient = not to_params and out_dtype == g.dtype
         self._over = "p" if to_params else "g" if over_gradient else None
+        self.grad = None if over_gradient else g
         self.target = p if to_params else g if over_gradient else lax.empty(g.shape, out_dtype)
 
     def read(self, part):
@@ -146,9 +153,10 @@ class _InPieces:
 
     def step(self, part, slots, absmaxes):
         """Steps a part, from slots and scales on the device. Returns what is there then."""
-        _, g, p, _, _, s, key = self._leaf
+        _, _, p, _, _, s, key = self._leaf
         # What is being written is passed on as that alone.
-        g, p = (self.target if self._over == "g" else g), (None if self._over == "p" else p)
+        g = self.target if self._over == "g" else self.grad
+        p = None if self._over == "p" else p
         start, state = jnp.int32(part.begin), (slots, absmaxes)
         if part.phase == "apply":
             if self._ratio is None:

@@ -8,7 +8,7 @@ import warnings
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from tests.deviceless import hlo, launches
+from tests.deviceless import hlo, launches, transfers
 
 _COLLECTIVE = re.compile(
     r" (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
@@ -21,7 +21,8 @@ def compile_for(mesh, fn, *args, donate=()):
     Args:
       mesh: From `targets.make_mesh`.
       fn: The function.
-      *args: Trees of `jax.ShapeDtypeStruct`. Those without a sharding are on every device.
+      *args: Trees of `jax.ShapeDtypeStruct`. Those without a sharding are on every device, or in
+        host memory if their type says so.
       donate: Positions of arguments that may be overwritten.
     """
     # Compile-only devices list no memories: a sharding on the concrete mesh would lose its memory
@@ -31,7 +32,9 @@ def compile_for(mesh, fn, *args, donate=()):
     def place(x):
         if x.sharding is not None:
             return x
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        on_host = jax.typeof(x).memory_space == jax.memory.Space.Host
+        sharding = everywhere.with_memory_kind("pinned_host") if on_host else everywhere
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     step = jax.jit(fn, donate_argnums=donate)
     # The mesh is what XLA compiles for. The default device is where Mosaic looks up the compute
@@ -60,17 +63,29 @@ def facts(executable, mosaic=None):
 
       - `temp`, `alias`, `arguments`, `outputs`: bytes on one device. `alias` are those of the
         arguments that results are written over.
+      - `host`: the same of the host's memory.
+      - `transfers`: see `transfers.transfers`.
+      - `host_compute`: whether the host's processor has to compute something.
       - `collectives`: how many of each.
       - `launches`: `launches.Launch` as dicts, in order.
       - `control`: loops and branches in ENTRY. Their launches are not among `launches`.
     """
     memory, text = executable.memory_analysis(), executable.as_text()
-    launched, control = launches.launches(hlo.parse(text), mosaic)
+    program = hlo.parse(text)
+    launched, control = launches.launches(program, mosaic)
     return {
         "temp": memory.temp_size_in_bytes,
         "alias": memory.alias_size_in_bytes,
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,
+        "host": {
+            "temp": memory.host_temp_size_in_bytes,
+            "alias": memory.host_alias_size_in_bytes,
+            "arguments": memory.host_argument_size_in_bytes,
+            "outputs": memory.host_output_size_in_bytes,
+        },
+        "transfers": transfers.transfers(program),
+        "host_compute": "HostExecute" in text,
         "collectives": dict(collections.Counter(_COLLECTIVE.findall(text))),
         "launches": [dataclasses.asdict(x) for x in launched],
         "control": control,

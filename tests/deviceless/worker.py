@@ -37,9 +37,9 @@ def main(arguments=None):
 
 def compile_cases(target_name, names, folder):
     """`{name: result}` for each case."""
-    from tests.deviceless import cases, dump, kernels, models, scaling, targets
+    from tests.deviceless import cases, dump, kernels, models, paged, scaling, targets
 
-    del kernels, models, scaling  # they register cases
+    del kernels, models, paged, scaling  # they register cases
     target = targets.TARGETS[target_name]
     mesh = targets.make_mesh(target)
     mosaic = dump.Dump(folder, target.architecture)

@@ -1,0 +1,98 @@
+"""Steps of paged optimizers as cases: many leaves on shared pages, and leaves in pieces."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_lamblion
+from optax_lamblion import StateOptions, apply_fused
+from tests.deviceless.cases import Case, case
+
+NAMES = ("paged_lion8bit", "paged_lion32bit", "paged_lamb8bit", "paged_lamb32bit")
+PAGE_BYTES = 2**24
+IN_FLIGHT = 2
+# How many, and of which shape for an optimizer of 8 and of 32 bits. A page holds one to three of
+# the first two kinds. The others have to be cut.
+LEAVES = {
+    "16 leaves": (16, {8: (2048, 2048), 32: (1024, 1024)}),
+    "64 leaves": (64, {8: (2048, 2048), 32: (1024, 1024)}),
+    "3 large leaves": (3, {8: (4096, 4096), 32: (4096, 4096)}),
+    "2 ragged leaves": (2, {8: (4096 * 4096 + 4097,), 32: (4096 * 4096 + 4097,)}),
+}
+FORMS = {"apply_fused": True, "update": False}
+
+
+def shapes(name, leaves):
+    """The shapes of the leaves, for the optimizer of that name."""
+    count, by_bits = LEAVES[leaves]
+    return [by_bits[32 if "32" in name else 8]] * count
+
+
+def params(name, leaves):
+    """Parameters in bfloat16."""
+    pairs = enumerate(shapes(name, leaves))
+    return {f"w{i:02}": jax.ShapeDtypeStruct(shape, jnp.bfloat16) for i, shape in pairs}
+
+
+def optimizer(name):
+    """The optimizer, with small pages."""
+    options = StateOptions(page_bytes=PAGE_BYTES, pages_in_flight=IN_FLIGHT)
+    return getattr(optax_lamblion, name)(1e-3, weight_decay=0.1, options=options)
+
+
+def _plain(tx, p, g, state):
+    # A gradient that the program has computed, as in training.
+    updates, state = tx.update(jax.tree.map(jnp.sin, g), state, p)
+    return optax.apply_updates(p, updates), state
+
+
+def _fused(tx, p, g, state):
+    return apply_fused(tx, p, jax.tree.map(jnp.sin, g), state)
+
+
+def _case(step, tx, p):
+    state = jax.eval_shape(tx.init, p)
+    return Case(functools.partial(step, tx), (p, p, state), donate=(0, 2))
+
+
+for _name, _leaves, (_form, _is_fused) in itertools.product(NAMES, LEAVES, FORMS.items()):
+    _step = _fused if _is_fused else _plain
+    case(f"{_name}/{_leaves}/{_form}", targets=("h200",))(
+        lambda name=_name, leaves=_leaves, step=_step: _case(
+            step, optimizer(name), params(name, leaves)
+        )
+    )
+
+# The state through a branch, a loop, and the substitute for `optax.MultiSteps`.
+
+
+def _scanned(tx, p, g, state):
+    def body(carry, _):
+        return _fused(tx, carry[0], g, carry[1]), None
+
+    return jax.lax.scan(body, (p, state), length=5)[0]
+
+
+WRAPPED = {
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "accumulated": lambda tx: optax.chain(
+        optax.MultiSteps(optax.identity(), 4).gradient_transformation(),
+        optax.transforms.conditionally_transform(tx, lambda step: step % 4 == 3),
+    ),
+    "scan": lambda tx: tx,
+}
+for _wrapper, _wrap in WRAPPED.items():
+    case(f"paged_lion8bit/{_wrapper}", targets=("h200",))(
+        lambda wrapper=_wrapper, wrap=_wrap: _case(
+            _scanned if wrapper == "scan" else _plain,
+            wrap(optimizer("paged_lion8bit")),
+            params("paged_lion8bit", "16 leaves"),
+        )
+    )
+for _name, _leaves in itertools.product(NAMES, ("64 leaves", "3 large leaves")):
+    case(f"{_name}/{_leaves}/init", targets=("h200",))(
+        lambda name=_name, leaves=_leaves: Case(optimizer(name).init, (params(name, leaves),))
+    )

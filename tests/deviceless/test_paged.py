@@ -1,0 +1,131 @@
+"""Paged steps, compiled for a GPU: what they keep on the device, and when they move what."""
+
+import math
+
+import jax
+import pytest
+
+from tests.deviceless import paged
+from tests.deviceless.compiling import copies
+from tests.deviceless.transfers import overlaps
+
+pytestmark = pytest.mark.deviceless
+
+BOUND = (paged.IN_FLIGHT + 1) * paged.PAGE_BYTES
+by_name = pytest.mark.parametrize("name", paged.NAMES)
+by_leaves = pytest.mark.parametrize("leaves", paged.LEAVES)
+by_form = pytest.mark.parametrize("form", paged.FORMS)
+
+
+def elements(name, leaves):
+    return [math.prod(shape) for shape in paged.shapes(name, leaves)]
+
+
+def state_bytes(name, leaves):
+    """Of all leaves; their scales are rounded up to whole blocks."""
+    slots = 2 if "lamb" in name else 1
+    each = (4 * n if "32" in name else n + 4 * -(-n // 256) for n in elements(name, leaves))
+    return slots * sum(each)
+
+
+def params_bytes(name, leaves):
+    return 2 * sum(elements(name, leaves))
+
+
+@by_leaves
+@by_name
+def test_memory_on_the_device_does_not_grow_with_the_state(facts_for, name, leaves):
+    facts = facts_for("h200")[f"{name}/{leaves}/apply_fused"]["facts"]
+    # The program makes its own gradients, which are no state.
+    assert facts["temp"] - params_bytes(name, leaves) <= BOUND
+
+
+@by_leaves
+@by_name
+def test_an_update_needs_the_updates_on_top(facts_for, name, leaves):
+    """Of small leaves, as an array of their own. Pieces are written over the gradient."""
+    facts = facts_for("h200")[f"{name}/{leaves}/update"]["facts"]
+    assert facts["temp"] - 2 * params_bytes(name, leaves) <= BOUND
+
+
+@by_form
+@by_leaves
+@by_name
+def test_host_buffers_are_written_in_place(facts_for, name, leaves, form):
+    facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
+    state = state_bytes(name, leaves)
+    assert facts["host"] == {"arguments": state, "outputs": state, "alias": state, "temp": 0}
+    assert facts["alias"] == params_bytes(name, leaves) + 4  # and the count
+    assert not [x for x in facts["transfers"] if x[0] == "within host"]
+
+
+@by_form
+@by_leaves
+@by_name
+def test_no_leaf_is_copied(facts_for, name, leaves, form):
+    facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
+    leaf = 2 * min(elements(name, leaves))
+    assert [x for x in copies(facts, leaf) if not x["name"].startswith(_TRANSFERS)] == []
+
+
+_TRANSFERS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
+
+
+@by_form
+@by_leaves
+@by_name
+def test_all_of_the_state_goes_in_and_out_once(facts_for, name, leaves, form):
+    facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
+    moved = {"in": 0, "out": 0}
+    for event, _, size in facts["transfers"]:
+        if event in moved:
+            moved[event] += size
+    state = state_bytes(name, leaves)
+    assert moved["out"] == state
+    # LAMB reads leaves in pieces a second time, when it knows their norms.
+    in_pieces = leaves not in ("16 leaves", "64 leaves")
+    assert moved["in"] == state * (2 if "lamb" in name and in_pieces else 1)
+
+
+@by_leaves
+@by_name
+def test_transfers_are_under_way_while_kernels_run(facts_for, name, leaves):
+    events = facts_for("h200")[f"{name}/{leaves}/apply_fused"]["facts"]["transfers"]
+    first = next(i for i, x in enumerate(events) if x[0] == "out")
+    last = max(i for i, x in enumerate(events) if x[0] == "in")
+    # Between the first store and the last fetch: all but a few, where XLA saw nothing to gain.
+    counts = overlaps(events[first : last + 1])
+    assert counts["kernels"] > 2
+    assert counts["in"] + counts["out"] >= 0.7 * counts["kernels"]
+    # A page is stored before the last ones are fetched: the stream is no tide.
+    order = [x[0] for x in events if x[0] in ("in", "out")]
+    turns = sum(a != b for a, b in zip(order, order[1:], strict=False))
+    pages = math.ceil(state_bytes(name, leaves) / paged.PAGE_BYTES)
+    assert turns >= pages
+
+
+@pytest.mark.parametrize("wrapper", paged.WRAPPED)
+def test_state_passes_through_branches_and_loops(facts_for, wrapper):
+    """No host compute, no copy on the host, and the bound: in a branch and in a loop as well."""
+    facts = facts_for("h200")[f"paged_lion8bit/{wrapper}"]["facts"]
+    state = state_bytes("paged_lion8bit", "16 leaves")
+    assert facts["host"] == {"arguments": state, "outputs": state, "alias": state, "temp": 0}
+    assert not facts["host_compute"]
+    # Gradients, updates, and for accumulation their float32 mean.
+    assert facts["temp"] <= BOUND + 3 * params_bytes("paged_lion8bit", "16 leaves")
+
+
+@pytest.mark.parametrize("leaves", ["64 leaves", "3 large leaves"])
+@by_name
+def test_a_compiled_init_needs_a_page_or_two(facts_for, name, leaves):
+    facts = facts_for("h200")[f"{name}/{leaves}/init"]["facts"]
+    assert facts["host"]["outputs"] == state_bytes(name, leaves)
+    assert facts["temp"] <= 2.1 * paged.PAGE_BYTES
+    assert not facts["host_compute"]
+
+
+def test_the_cases_are_what_they_are_meant_to_be():
+    """Grouped leaves and leaves in pieces are both there, in 8 bits and in 32."""
+    for name in paged.NAMES:
+        state = jax.eval_shape(paged.optimizer(name).init, paged.params(name, "16 leaves"))
+        assert all(jax.typeof(x).memory_space == jax.memory.Space.Host for x in state.mu.values())
