@@ -1,5 +1,8 @@
 """Which code runs a step, and why: the words of it. `pallas_kernels._dispatch` decides."""
 
+import jax
+
+from optax_lamblion._placement import KIND, memory_kinds
 from pallas_kernels import _dispatch
 from pallas_kernels.mosaic_tile import TILE, why_not_blocks
 
@@ -22,8 +25,18 @@ def explain(names):
         why += f"; leaves of fewer than {TILE} elements, and those kept in 32 bits, go through XLA"
     rows = []
     for name in names:
+        implementation, reason = "xla", "the kernels are for 8-bit state"
         if name.endswith("8bit"):
-            rows.append((name, for_8_bits, why))
-        else:
-            rows.append((name, "xla", "the kernels are for 8-bit state"))
+            implementation, reason = for_8_bits, why
+        if name.startswith("paged_"):
+            implementation, reason = _explain_paged(implementation, reason)
+        rows.append((name, implementation, reason))
     return rows
+
+
+def _explain_paged(implementation, reason):
+    device = jax.local_devices()[0]
+    if KIND in (kinds := memory_kinds(device)):
+        return implementation, f"{reason}; state sleeps in memory of kind {KIND}"
+    there = ", ".join(sorted(kinds))
+    return "none", f"{device.platform.upper()} has no memory of kind {KIND}, only {there}"

@@ -37,8 +37,10 @@ class StateOptions:
         machine without one gets kernels by name only.
       page_min_size: A paged optimizer pages the state of leaves with at least so many elements; the
         others stay on the device.
-      page_bytes: Bytes of state that a paged optimizer moves at a time, at least 2**20. A larger
-        leaf is cut into pieces, smaller ones go together.
+      page_bytes: Room on the device for a page, what a paged optimizer moves at a time; at least
+        2**20. State of larger leaves is cut into pieces, that of smaller ones goes together.
+        Float32 state counts twice, because it is not overwritten. Leaves of fewer than 2**20
+        elements are not cut, nor are those in 8 bits with `block_wise=False`.
       pages_in_flight: How many pages are on the device while one more is fetched; at least 1. State
         in motion takes up to `(pages_in_flight + 1) * page_bytes` there.
       device_budget: Bytes of state that a paged optimizer keeps on the device all the time: what is

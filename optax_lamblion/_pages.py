@@ -73,12 +73,15 @@ def make(extents, page_bytes, in_flight):
 
     Args:
       extents: An `Extent` for every leaf.
-      page_bytes: What a page holds. A leaf that cannot be cut may be larger.
+      page_bytes: Room for a page. A leaf that cannot be cut may be larger.
       in_flight: How many pages are on the device while one more is fetched.
 
     Returns:
       A tuple of pages; a page is a tuple of `Part`.
     """
+    # While a page is fetched, one may still be on its way out: there are up to two more pages than
+    # in flight, in the room for one more.
+    page_bytes = page_bytes * (in_flight + 1) // (in_flight + 2)
     lines: list[list[tuple[Part, ...]]] = []  # pages that have to follow one another
     group: list[Part] = []
     room = 0

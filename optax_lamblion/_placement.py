@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.core import Tracer
 from jax.sharding import NamedSharding, PartitionSpec
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
@@ -151,4 +152,4 @@ def _full(sharding, shape, value, dtype):
 
 
 def _is_traced():
-    return isinstance(jnp.zeros(()), jax.core.Tracer)
+    return isinstance(jnp.zeros(()), Tracer)

@@ -44,14 +44,19 @@ def step_leaves(leaves, paged, options):
     return results
 
 
-def _to_device(x):
-    return jax.device_put(x, DEVICE) if jax.typeof(x).memory_space == HOST else x
-
-
 def _extent(leaf):
     spec = leaf.spec
     extent = _pages.extent_of(spec.rule, leaf.slots, leaf.absmaxes, spec.block_size)
-    # What is divided over devices is not cut by the flattened tensor.
-    if jax.typeof(leaf.g).sharding.mesh.size > 1:
+    # What is divided over devices is not cut by the flattened tensor. And of a state that does not
+    # say that it is in host memory XLA cannot fetch a piece: it comes as a whole, this once.
+    if jax.typeof(leaf.g).sharding.mesh.size > 1 or not all(map(_is_on_host, leaf.slots)):
         return extent._replace(can_be_cut=False)
     return extent
+
+
+def _is_on_host(x):
+    return jax.typeof(x).memory_space == HOST
+
+
+def _to_device(x):
+    return jax.device_put(x, DEVICE) if _is_on_host(x) else x

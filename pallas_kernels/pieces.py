@@ -33,7 +33,7 @@ class Piece(NamedTuple):
     leaf_size: int
     block: int
 
-    def of(self, x):
+    def of(self, x) -> Any:
         """The piece of an array that is shaped like the leaf; None of None."""
         if x is None:
             return None

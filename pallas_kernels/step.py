@@ -181,8 +181,8 @@ def norm(x):
 
 def ratio_of_grains(sums, s):
     """The trust ratio of a leaf, from the squares of parameters and direction in all its grains."""
-    norms = map(norm_of_grains, sums.T)
-    return rules.trust_ratio(*norms, s.astype(sums.dtype).prepared())
+    of_params, of_direction = map(norm_of_grains, sums.T)
+    return rules.trust_ratio(of_params, of_direction, s.astype(sums.dtype).prepared())
 
 
 def norm_of_grains(squares):

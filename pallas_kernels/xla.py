@@ -136,7 +136,7 @@ class _Given(NamedTuple):
 def _given(spec, g, p, s):
     out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
     dtype = compute_dtype(out_dtype)
-    if spec.emit == "params":
+    if p is not None and spec.emit == "params":
         out_dtype = p.dtype
     # Of a product of scalars XLA's CPU compiler can make a multiply-add, and then not of the sum's
     # other product: which one would depend on the shape.
@@ -145,7 +145,8 @@ def _given(spec, g, p, s):
         eps = platform_dependent(s.biased_eps, cpu=optimization_barrier, default=_same)
         s = s._replace(biased_eps=eps)
     g, p = g.astype(dtype), None if p is None else p.astype(dtype)
-    return _Given(*shared.gradient(spec, g, p, s), p, s, dtype, out_dtype)
+    g, usable = shared.gradient(spec, g, p, s)
+    return _Given(g, usable, p, s, dtype, out_dtype)
 
 
 def _emitted(spec, given, update):
@@ -190,7 +191,10 @@ def _new_state(spec, given, slots, absmaxes, key, first):
 
 
 def _direction(spec, given, stored):
-    return shared.direction_from_new(spec, *stored, given.usable, given.p, given.s, given.dtype)
+    slots, absmaxes = stored
+    return shared.direction_from_new(
+        spec, slots, absmaxes, given.usable, given.p, given.s, given.dtype
+    )
 
 
 def _in_memory(direction):

@@ -8,13 +8,15 @@ import re
 
 import jax
 
+from optax_lamblion import StateReport, state_report
 from optax_lamblion.cli._errors import CommandError
 from optax_lamblion.cli._output import Table, print_json, print_table
 from optax_lamblion.demo import shapes
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
 
-# `lion` and `lamb` are 32-bit unless asked otherwise, so they would only repeat a row.
-_SHOWN = [row for row in OPTIMIZERS.values() if row.name not in ("lion", "lamb")]
+# These are 32-bit unless asked otherwise, so they would only repeat a row.
+_REPEATED = ("lion", "lamb", "paged_lion", "paged_lamb")
+_SHOWN = [row for row in OPTIMIZERS.values() if row.name not in _REPEATED]
 _SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     name, model = _model(args)
     structs = shapes.as_structs(model, args.dtype)
     parameters = sum(math.prod(shape) for shape in model.values())
-    sizes = {row.name: _state_bytes(row, structs) for row in _SHOWN}
+    reports = {row.name: _report(row, structs) for row in _SHOWN}
+    sizes = {name: report.nbytes for name, report in reports.items()}
+    on_device = {name: report.by_memory_kind["device"] for name, report in reports.items()}
     if args.json:
         print_json(
             {
@@ -45,7 +49,12 @@ def run(args: argparse.Namespace) -> int:
                 "dtype": args.dtype,
                 "parameters": parameters,
                 "optimizers": [
-                    {"name": key, "state_bytes": size, "bytes_per_parameter": size / parameters}
+                    {
+                        "name": key,
+                        "state_bytes": size,
+                        "bytes_per_parameter": size / parameters,
+                        "device_bytes": on_device[key],
+                    }
                     for key, size in sizes.items()
                 ],
             }
@@ -53,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     table = Table(
         f"Optimizer state for {name}: {parameters:,} {args.dtype} parameters",
-        ["optimizer", "bytes", "bytes/param", "GiB", "of AdamW"],
+        ["optimizer", "bytes", "bytes/param", "GiB", "on the device", "of AdamW"],
     )
     for row in _SHOWN:
         size = sizes[row.name]
@@ -62,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
             f"{size:,}",
             f"{size / parameters:.3f}",
             f"{size / 2**30:,.2f}",
+            f"{on_device[row.name] / 2**30:,.2f}",
             f"{size / sizes['optax.adamw']:.0%}",
             dimmed=not row.ours,
         )
@@ -96,8 +106,7 @@ def _model(args: argparse.Namespace) -> tuple[str, dict[str, shapes.Shape]]:
     return args.model, shapes.MODELS[args.model]()
 
 
-def _state_bytes(row: OptimizerRow, structs: dict[str, jax.ShapeDtypeStruct]) -> int:
-    """Bytes of the state that the real `init` returns for parameters of these shapes."""
+def _report(row: OptimizerRow, structs: dict[str, jax.ShapeDtypeStruct]) -> StateReport:
+    """What the real `init` returns for parameters of these shapes."""
     tx = row.factory(row.learning_rate, weight_decay=row.weight_decay)
-    state = jax.eval_shape(tx.init, structs)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return state_report(jax.eval_shape(tx.init, structs))

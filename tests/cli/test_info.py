@@ -3,6 +3,7 @@ import json
 import jax
 
 import optax_lamblion
+from optax_lamblion import _implementation
 
 
 def test_json_names_versions_devices_and_implementations(run_cli):
@@ -14,8 +15,20 @@ def test_json_names_versions_devices_and_implementations(run_cli):
     assert len(found["devices"]) == jax.local_device_count()
     assert {row["optimizer"] for row in found["optimizers"]} == {
         "lion", "lion8bit", "lion32bit", "lamb", "lamb8bit", "lamb32bit",
+        "paged_lion", "paged_lion8bit", "paged_lion32bit",
+        "paged_lamb", "paged_lamb8bit", "paged_lamb32bit",
     }  # fmt: skip
     assert all(row["implementation"] and row["reason"] for row in found["optimizers"])
+
+
+def test_a_platform_without_pinned_memory_is_told(run_cli, monkeypatch):
+    monkeypatch.setattr(_implementation, "memory_kinds", lambda device: {"device", "other"})
+    _, out, _ = run_cli("info", "--json")
+    rows = {row["optimizer"]: row for row in json.loads(out)["optimizers"]}
+    assert rows["paged_lion8bit"]["implementation"] == "none"
+    why = "CPU has no memory of kind pinned_host, only device, other"
+    assert rows["paged_lion8bit"]["reason"] == why
+    assert rows["lion8bit"]["implementation"] != "none"
 
 
 def test_tables_say_the_same(run_cli):

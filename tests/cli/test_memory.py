@@ -21,9 +21,22 @@ def test_json_reports_every_variant(run_cli):
             "lamb32bit": 8,
             "lion8bit": 1 + 4 / 256,
             "lamb8bit": 2 + 8 / 256,
+            "paged_lion32bit": 4,
+            "paged_lamb32bit": 8,
+            "paged_lion8bit": 1 + 4 / 256,
+            "paged_lamb8bit": 2 + 8 / 256,
         },
         abs=5e-3,
     )
+
+
+def test_paged_state_is_not_on_the_device(run_cli):
+    _, out, _ = run_cli("memory", "--params", "1e9", "--json")
+    for row in json.loads(out)["optimizers"]:
+        if row["name"].startswith("paged_"):
+            assert row["device_bytes"] < 1e-4 * row["state_bytes"]
+        else:
+            assert row["device_bytes"] == row["state_bytes"]
 
 
 def test_state_bytes_are_those_of_the_real_state(run_cli):

@@ -1,6 +1,6 @@
 """Checks and times everything on the GPU of this machine, and writes one file of results.
 
-    python -m tests.gpu [--quick] [--only checks|timings] [--out DIR] [--seconds N]
+    python -m tests.gpu [--quick] [--only checks|timings] [--part NAME] [--out DIR] [--seconds N]
 
 Every part of it is a process, so that none takes the others' results with it.
 """
@@ -8,6 +8,7 @@ Every part of it is a process, so that none takes the others' results with it.
 import argparse
 import contextlib
 import datetime
+import fnmatch
 import json
 import os
 import pathlib
@@ -59,6 +60,11 @@ def parse():
     parser.add_argument("--quick", action="store_true", help="fewer checks, fewer samples")
     parser.add_argument("--only", choices=["checks", "timings"], help="one half of it")
     parser.add_argument(
+        "--part",
+        action="append",
+        help="only parts with such a name, as 'paged*' or '[!p]*'; may be given again",
+    )
+    parser.add_argument(
         "--out",
         type=pathlib.Path,
         default=ROOT / "tests/gpu/results",
@@ -79,6 +85,13 @@ def parse():
     args = parser.parse_args()
     if not (sizes := _SIZES.fullmatch(args.sizes)):
         parser.error(f"--sizes {args.sizes} is not of the form 16x8192x8192")
+    args.parts = [
+        part
+        for part in PARTS.values()
+        if any(fnmatch.fnmatchcase(part.name, pattern) for pattern in args.part or ["*"])
+    ]
+    if not args.parts:
+        parser.error(f"--part {' '.join(args.part)} is none of {', '.join(PARTS)}")
     args.leaves, *args.shape = map(int, sizes.groups())
     if args.interpret:
         args.leaves, args.shape = 2, [16, 512]
@@ -130,11 +143,11 @@ class Suite:
         self._earlier = self._read_earlier()
 
     def _read_earlier(self):
-        """The other half of a run that was made in two calls, from the same sources."""
+        """The rest of a run that was made in several calls, from the same sources."""
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self._path.read_text(encoding="utf-8"))
             same = found["environment"]["sources"] == self._environment["sources"]
-            if same and self._args.only:
+            if same and (self._args.only or self._args.part):
                 return found
         return {}
 
@@ -145,9 +158,8 @@ class Suite:
     def run_checks(self, share):
         """Runs the parts that check, some at a time."""
         deadline = time.monotonic() + share * self.left()
-        names = [part.name for part in PARTS.values() if part.kind == "check"]
-        # The interpreter's parts are too small for processes of their own.
-        waiting = [names] if self._args.interpret else [[name] for name in names]
+        names = [part.name for part in self._args.parts if part.kind == "check"]
+        waiting = self._processes_for(names)
         running = []
         while waiting or running:
             while waiting and len(running) < self._args.jobs:
@@ -158,14 +170,23 @@ class Suite:
 
     def run_timings(self):
         """Runs the parts that time, one after the other."""
-        parts = [part for part in PARTS.values() if part.kind == "timing"]
+        parts = [part for part in self._args.parts if part.kind == "timing"]
         if self._args.no_peers:
             parts = [part for part in parts if not part.peer]
-        for part in parts:
-            child = Child(self, [part.name], part.share * self.left())
+        for names in self._processes_for([part.name for part in parts]):
+            first = PARTS[names[0]]
+            if self.left() < first.least:
+                reached = {"name": first.name, "status": _UNREACHED, "peer": first.peer}
+                self._parts.append(reached | {"seconds": 0.0})
+                continue
+            child = Child(self, names, max(first.share * self.left(), first.least))
             while not self._ended(child):
                 time.sleep(0.2)
                 self.write()
+
+    def _processes_for(self, names):
+        """Names of parts by process. The interpreter's are too small for processes of their own."""
+        return [names] * bool(names) if self._args.interpret else [[name] for name in names]
 
     def _ended(self, child):
         if (status := child.poll()) is None:
@@ -180,10 +201,10 @@ class Suite:
             kind + "s": [r for r in found if r["kind"] == kind]
             for kind in ("check", "timing", "profile")
         }
-        for halves in (("checks",), ("timings", "profiles")):
-            if not any(made[half] for half in halves):
-                made |= {half: self._earlier.get(half, []) for half in halves}
-        ceiling = report.add_ratios(made["timings"])
+        now = {r["part"] for r in found}
+        for kind, new in made.items():
+            made[kind] = [r for r in self._earlier.get(kind, []) if r["part"] not in now] + new
+        ceiling, link = report.add_ratios(made["timings"])
         device = (self._environment["device"] or {}).get("kind", "")
         return {
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -191,6 +212,7 @@ class Suite:
             "interpreted": self._args.interpret,
             "environment": self._environment,
             "copy_gb_per_s": ceiling,
+            "link_gb_per_s": link,
             "targets": report.targets(made["timings"] + made["profiles"], device),
             "parts": self._earlier.get("parts", []) + self._parts,
             **made,
@@ -216,13 +238,25 @@ class Suite:
         found = result["checks"] + [r for r in result["timings"] if not r.get("peer")]
         failed = sum(r["status"] in ("failed", "error") for r in found)
         unreached = sum(r.get("reason") == "out of time" for r in found)
-        crashed = [p["name"] for p in self._parts if p["status"] != "ended" and not p["peer"]]
+        late = [p["name"] for p in self._parts if p["status"] == _UNREACHED]
+        fine = "ended", _UNREACHED
+        crashed = [p["name"] for p in self._parts if p["status"] not in fine and not p["peer"]]
         if unreached:
             print(f"{unreached} checks and timings were not reached in time.")
+        if late:
+            print(f"Nor were these parts, which `--part` runs alone: {' '.join(late)}.")
         if failed or crashed:
             print(f"{failed} failed; processes that did not end well: {crashed or 'none'}.")
         self._folder.cleanup()
         return 1 if failed or crashed else 0
+
+    def _environment_for(self, names):
+        made, memory = child_environment(self._args), PARTS[names[0]].memory
+        if memory:
+            made.pop("XLA_PYTHON_CLIENT_MEM_FRACTION", None)  # JAX takes one of its two names
+            made["XLA_CLIENT_MEM_FRACTION"] = str(memory)
+            made["XLA_PYTHON_CLIENT_PREALLOCATE"] = "true"
+        return made
 
     def start(self, names, seconds):
         """Starts a process for some parts: `(process, file of its records, its stderr)`."""
@@ -235,7 +269,7 @@ class Suite:
         command += ["--quick"] * args.quick + ["--interpret"] * args.interpret + names
         errors = path.with_suffix(".stderr").open("w+", encoding="utf-8", errors="replace")
         process = subprocess.Popen(
-            command, env=child_environment(args), cwd=ROOT, stderr=errors, text=True
+            command, env=self._environment_for(names), cwd=ROOT, stderr=errors, text=True
         )
         self._processes.append(process)
         return process, errors
@@ -285,6 +319,7 @@ class Child:
         }
 
 
+_UNREACHED = "not reached in time"
 _GRACE = 20
 """Seconds for the check or timing that is under way when time is up."""
 

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -50,9 +51,10 @@ def _in_place(run, name):
     now = {key: x.unsafe_buffer_pointer() for key, x in _large(params, state).items()}
     moved = [key for key in at if at[key] != now[key]]
     assert not moved, f"copied instead of written in place: {moved}"
+    memory: Any = compiled.memory_analysis()
     facts = {
-        "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "arguments_bytes": compiled.memory_analysis().argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "arguments_bytes": memory.argument_size_in_bytes,
     }
     if before is None:
         return facts | {"peak": "this device does not tell"}

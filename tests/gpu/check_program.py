@@ -32,7 +32,7 @@ def checks(run):
             for dtype in ("bfloat16", "float32"):
                 if run.quick and dtype == "float32" or run.tiny and claim not in (_fused, _vmap):
                     continue
-                title = f"{claim.__doc__.splitlines()[0].rstrip('.')}: {name} {dtype}"
+                title = f"{(claim.__doc__ or '').splitlines()[0].rstrip('.')}: {name} {dtype}"
                 yield title, functools.partial(_with_kernels, run, claim, name, dtype)
     for (name, fused), kernels in KERNELS.items():
         for implementation in (None, "mosaic", "xla"):
@@ -65,7 +65,9 @@ def params_and_grads(dtype, steps=3):
     return _tree(0, dtype, 1.0), [_tree(1 + i, dtype, 2.0**-6) for i in range(steps)]
 
 
-def _plain(tx):
+def plain(tx):
+    """A step by update and apply: `(params, state)`."""
+
     def step(params, grads, state):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
@@ -73,7 +75,8 @@ def _plain(tx):
     return step
 
 
-def _same(a, b, what):
+def same(a, b, what):
+    """Raises `AssertionError` unless two trees have the same bits."""
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
     ):
@@ -88,11 +91,11 @@ def _fused(tx, dtype):
     params, grads = params_and_grads(dtype)
     state, worst = tx.init(params), 0.0
     fused = jax.jit(functools.partial(apply_fused, tx))
-    plain = jax.jit(_plain(tx))
+    by_update = jax.jit(plain(tx))
     for g in grads:
-        expected, expected_state = plain(params, g, state)
+        expected, expected_state = by_update(params, g, state)
         got, got_state = fused(params, g, state)
-        _same(got_state, expected_state, "state")
+        same(got_state, expected_state, "state")
         for name, x in got.items():
             ulp = float(jnp.finfo(x.dtype).eps)
             old, x, y = (
@@ -122,7 +125,7 @@ def _same_bits(tx, dtype):
         tree["large"] = jnp.tile(tree["rows"], (64, 4))
     first = _steps(tx, params, grads)
     for _ in range(3):
-        _same(_steps(tx, params, grads), first, "second run")
+        same(_steps(tx, params, grads), first, "second run")
 
 
 def _scan(tx, dtype):
@@ -150,7 +153,7 @@ def _vmap(tx, dtype):
     two = jax.tree.map(lambda x: jnp.stack([x, x]), params)
     state = jax.vmap(tx.init)(two)
     for fused in (True, False):
-        step = functools.partial(apply_fused, tx) if fused else _plain(tx)
+        step = functools.partial(apply_fused, tx) if fused else plain(tx)
         got = jax.jit(jax.vmap(step))(two, both, state)
         for i, g in enumerate(grads):
             expected = jax.jit(step)(params, g, tx.init(params))
@@ -217,8 +220,8 @@ def _dispatch(run, name, fused, implementation, expected):
         raise Skipped("what a GPU would run is compiled for a GPU only")
     tx = getattr(optax_lamblion, name)(1e-3, options=StateOptions(implementation=implementation))
     params, (grads,) = params_and_grads("bfloat16", 1)
-    step = functools.partial(apply_fused, tx) if fused else _plain(tx)
-    text = jax.jit(step).lower(params, grads, tx.init(params)).compile().as_text()
+    step = functools.partial(apply_fused, tx) if fused else plain(tx)
+    text = jax.jit(step).lower(params, grads, tx.init(params)).compile().as_text() or ""
     every = sorted({kernel for kernels in KERNELS.values() for kernel in kernels})
     found = tuple(kernel for kernel in every if f"/{kernel}/" in text)
     assert found == tuple(sorted(expected)), f"the program has {found or 'no kernels'}"

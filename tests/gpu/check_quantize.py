@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +78,7 @@ def _quantize(run, shape, dtype, block, codec, signed, seed):
         ok = excess <= 2 * slack + tie * gap
     else:
         excess, gap, tie = np.zeros(shape), np.ones(shape), 0.0
-        ok = oracles.admissible(y, codes, codec, signed, slack)
+        ok = oracles.admissible(y, codes, codec, signed, slack)  # pyright: ignore[reportArgumentType]
         if codec == "dynamic" and signed:  # the sign rule stores no negative value as zero
             ok |= (y < 0) & (codes == 126)
     assert ok.all(), (
@@ -108,7 +109,7 @@ def _dequantize(run, shape, dtype, codec, signed):
     codes = jnp.asarray(rng.integers(oracles.lowest_code(codec, signed), 256, shape, np.uint8))
     scales = rng.lognormal(size=oracles.absmax_shape(shape, 256))
     absmax = jnp.asarray(scales, jnp.float32)
-    options = dict(codec=codec, signed=signed, dtype=jnp.dtype(dtype))
+    options: dict[str, Any] = dict(codec=codec, signed=signed, dtype=jnp.dtype(dtype))
     if run.interpret:
         from tests.kernels.interpreted import INTERPRET
 

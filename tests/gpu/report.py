@@ -3,10 +3,11 @@
 import collections
 
 from optax_lamblion.cli._output import Table, plain_table
+from tests.gpu import report_paged
 
 _LION, _LAMB = "lion8bit {} apply_fused", "lamb8bit {} apply_fused"
 _SHARE, _MS = "share of copy bandwidth", "ms per 1e9 parameters"
-TARGETS = (  # what, program, key of its record, limit; all but shares are those of an H200
+TARGETS = (  # what, program, key of its record, limit; all but ratios are those of an H200
     (_SHARE, "large: " + _LION.format("bf16"), "of_copy", 0.85),
     (_SHARE, "large: " + _LION.format("f32"), "of_copy", 0.85),
     (_MS, "large: " + _LION.format("bf16"), "ms_per_1e9_elements", 2.2),
@@ -15,7 +16,12 @@ TARGETS = (  # what, program, key of its record, limit; all but shares are those
     ("ms a step, as called", "gpt2: " + _LION.format("bf16"), "median_ms", 0.6),
     ("ms a step", "gpt2: " + _LION.format("bf16") + ", 20 steps in a loop", "median_ms", 0.6),
     ("ms a step, GPU busy", "gpt2: " + _LION.format("bf16"), "busy_ms", 0.6),
+    *report_paged.TARGETS,
 )
+_SHARES = ("of_copy", "of_link")
+"""Keys of which more is better."""
+_RATIOS = (*_SHARES, "slowdown")
+"""Keys that mean the same on every card."""
 _RIVALS = (  # ours, and whom it is compared to
     ("lion8bit", ("optax.lion", "flash_lion", "bitsandbytes Lion8bit", "torch AdamW fused")),
     ("lamb8bit", ("optax.lamb", "bitsandbytes LAMB32bit", "bitsandbytes AdamW8bit")),
@@ -23,15 +29,20 @@ _RIVALS = (  # ours, and whom it is compared to
 
 
 def add_ratios(records):
-    """The ceiling in GB/s, or None; every timing learns what share of it it reaches."""
+    """`(ceiling, link)`: of copies in GB/s, or None, and see `report_paged.add_ratios`.
+
+    Every timing learns what share of them it reaches.
+    """
     measured = [r for r in records if r["kind"] == "timing" and r["status"] == "measured"]
     copies = [r["gb_per_s"] for r in measured if r.get("optimizer") in ("copy", "torch copy")]
     ceiling = max(copies, default=None)
     for record in measured:
+        if record.get("paging", "resident") != "resident":
+            continue  # its bytes are those of another memory
         record["of_copy"] = record["gb_per_s"] / ceiling if ceiling else None
         if ceiling:
             record["floor_ms"] = record["bytes"] / ceiling / 1e6
-    return ceiling
+    return ceiling, report_paged.add_ratios(measured)
 
 
 def targets(records, device_kind):
@@ -40,11 +51,11 @@ def targets(records, device_kind):
     profiles = _by_name(records, "profile")
     for what, name, key, limit in TARGETS:
         record = (profiles if key == "busy_ms" else measured).get(name, {})
-        seen, relative = record.get(key), key == "of_copy"
-        applies = relative or "H200" in device_kind
+        seen = record.get(key)
+        applies = key in _RATIOS or "H200" in device_kind
         met = None
         if seen is not None and applies:
-            met = seen >= limit if relative else seen <= limit
+            met = seen >= limit if key in _SHARES else seen <= limit
         found.append(
             {"what": what, "program": name, "target": limit, "seen": seen, "applies": applies}
             | {"met": met}
@@ -65,6 +76,8 @@ def tables(result):
     made = [_checks(result["checks"])]
     if result["timings"]:
         made += [_timings(result, device), _peers(records), _models(records)]
+        if any("paging" in r for r in result["timings"]):
+            made.append(report_paged.table(result))
         made += [_targets(result["targets"], device)]
     if result["parts"]:
         made.append(_parts(result["parts"]))
@@ -92,6 +105,8 @@ def _timings(result, device):
     title += f"; copies reach {ceiling:.0f} GB/s" if ceiling else ""
     table = Table(title, ["program", "ms", "min", "p90", "ms/1e9", "B/param", "GB/s", "of copy"])
     for r in result["timings"]:
+        if "paging" in r:
+            continue
         if r["status"] != "measured":
             table.add(f"{r['name']} ({r['status']})", *["-"] * 7, dimmed=True)
             continue

@@ -1,19 +1,38 @@
 """The suite for GPUs does its work where there is none, as far as that is possible."""
 
+import argparse
+import collections
 import functools
 import json
 import os
 import subprocess
 import sys
+import time
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from pallas_kernels import rules, xla
-from tests.gpu import check_step, comparing, report
+from tests.gpu import (
+    check_paged,
+    check_paged_memory,
+    check_step,
+    comparing,
+    peak,
+    report,
+    report_paged,
+    time_training,
+    timing,
+    torch_peers,
+)
+from tests.gpu.__main__ import Suite
 from tests.gpu.environment import ROOT
-from tests.gpu.records import Records, Skipped, read
+from tests.gpu.parts import PARTS
+from tests.gpu.records import Records, Run, Skipped, read
 
 
 def run_suite(*arguments, **environment):
@@ -28,10 +47,17 @@ def test_the_whole_suite_runs_in_the_interpreter(tmp_path):
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
     parts = {r["part"] for r in result["checks"] if r["status"] == "passed"}
-    assert {"step-lion", "step-lamb", "oracle-lion", "quantize", "program", "memory"} <= parts
+    checks = {name for name, part in PARTS.items() if part.kind == "check"}
+    assert parts == checks
     measured = [r for r in result["timings"] if r["status"] == "measured"]
-    assert len(measured) > 30
-    assert all(r["median_ms"] > 0 and r["bytes"] > 0 and r["of_copy"] > 0 for r in measured)
+    ours = [r for r in measured if "paging" not in r]
+    assert len(ours) > 30
+    assert all(r["median_ms"] > 0 and r["bytes"] > 0 and r["of_copy"] > 0 for r in ours)
+    paging = collections.Counter(r["paging"] for r in measured if "paging" in r)
+    assert paging == {"link": 6, "resident": 4, "stream": 8, "training": 6}
+    assert all(r["overlap"] > 0 for r in measured if r.get("paging") == "stream")
+    assert all("slowdown" in r for r in measured if r.get("paging") == "training")
+    assert not [r for r in result["timings"] + result["checks"] if "error" in r]
     assert result["environment"]["versions"]["jax"] == jax.__version__
     assert "Checks" in done.stdout and "Targets" in done.stdout
 
@@ -116,3 +142,208 @@ def test_a_target_is_met_missed_or_of_another_card():
     relative, absolute = "share of copy bandwidth", "ms per 1e9 parameters"
     assert verdicts["NVIDIA H200"] == {relative: True, absolute: False}
     assert verdicts["NVIDIA H100 80GB HBM3"] == {relative: True, absolute: None}
+
+
+@pytest.fixture
+def suite(tmp_path):
+    """Makes a `Suite` of one part, as a call of the command does."""
+    made = []
+
+    def make(part, **changes):
+        args = dict(out=tmp_path, only=None, part=[part], parts=[PARTS[part]], no_peers=False)
+        args |= dict(interpret=False, seconds=1000, start=time.monotonic(), jobs=1, quick=True)
+        environment = {"device": None, "versions": {"jax": "0"}, "sources": "same"}
+        made.append(Suite(argparse.Namespace(**args | changes), environment))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each._folder.cleanup()
+
+
+def test_parts_of_several_calls_fill_the_same_file(tmp_path, suite):
+    for i, part in enumerate(["paged-link", "paged", "paged-link"]):
+        made = suite(part)
+        path = tmp_path / f"records{i}"
+        Records(path, part, float("inf")).do(PARTS[part].kind, f"call {i}", dict, gb_per_s=1.0)
+        made._files.append(path)
+        made.write()
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert [r["name"] for r in result["checks"] + result["timings"]] == ["call 1", "call 2"]
+
+
+def test_a_part_that_watches_the_peak_takes_its_memory_at_once(suite, monkeypatch):
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.5")
+    made = suite("paged-link")
+    shares = {"paged-link": "0.9", "peak-lion8bit-pieces": "0.05", "program": None}
+    for name, share in shares.items():
+        environment = made._environment_for([name])
+        assert environment.get("XLA_CLIENT_MEM_FRACTION") == share
+        assert environment["XLA_PYTHON_CLIENT_PREALLOCATE"] == ("true" if share else "false")
+        assert ("XLA_PYTHON_CLIENT_MEM_FRACTION" in environment) != bool(share)
+
+
+def test_a_part_without_time_does_not_start_and_does_not_fail(capsys, suite):
+    made = suite("paged-link", seconds=10)
+    made.run_timings()
+    assert made.finish() == 0
+    assert "paged-link" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_programs_without_time_are_not_compiled(tmp_path, monkeypatch):
+    records = Records(tmp_path / "records", "paged-link", 0.0)
+    monkeypatch.setattr(timing, "_compiled", pytest.fail)
+    timing.measure(PARTS["paged-link"], Run(True, True, 2, (16, 512)), records)
+    found = read(tmp_path / "records")
+    assert len(found) == 6 and {r["reason"] for r in found} == {"out of time"}
+
+
+def test_a_peak_is_judged_where_the_device_tells(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    device = types.SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 30})
+    assert peak.judge(peak.so_far(), {"parameters": 20, "slack": 10})["allowed_bytes"] == 30
+    with pytest.raises(AssertionError, match="parameters"):
+        peak.judge(peak.so_far(), {"parameters": 20, "slack": 9})
+    device.memory_stats = lambda: None
+    assert peak.judge(peak.so_far(), {"slack": 0})["peak_bytes"] is None
+
+
+@pytest.mark.parametrize("case", ["lion8bit grouped", "lamb32bit pieces"])
+def test_a_peak_with_all_the_state_in_it_fails(case, monkeypatch):
+    run = Run(quick=True, interpret=True, leaves=2, shape=(16, 512))
+    monkeypatch.setattr(peak, "SLACK", 0)
+    monkeypatch.setitem(check_paged_memory._TINY, "grouped", (16, (512, 512)))
+    monkeypatch.setitem(check_paged_memory._TINY, "pieces", (4, (1100, 1024)))
+    *_, (_, step) = check_paged_memory.checks(case, run)
+    facts: Any = step()
+    most = facts["allowed_bytes"]
+    spare = most - facts["allowed"]["parameters"] - facts["allowed"]["gradients"]
+    monkeypatch.setattr(peak, "so_far", lambda: most)
+    step()
+    monkeypatch.setattr(peak, "so_far", lambda: most - spare + facts["state_bytes"])
+    with pytest.raises(AssertionError, match="more than there should be"):
+        step()
+
+
+def test_the_judge_of_paged_steps_notices_small_mistakes():
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal(1000).astype(np.float32)
+    move = rng.standard_normal(1000).astype(np.float32) * np.float32(0.01)
+    expected = [{"x": start + np.float32(i) * move} for i in range(check_paged.STEPS + 1)]
+
+    def with_step(factor):
+        return [*expected[:-1], {"x": start + np.float32(factor * check_paged.STEPS) * move}]
+
+    assert check_paged.compare(expected, expected, exact=True)["bitwise"]
+    seen = check_paged.compare(with_step(1 + 1e-5), expected, exact=False)
+    assert not seen["bitwise"] and 0 < seen["worst_of_bound"] <= 1
+    for factor, exact in ((1 + 1e-5, True), (1.001, False), (np.nan, False)):
+        with pytest.raises(AssertionError):
+            check_paged.compare(with_step(factor), expected, exact)
+
+
+def test_ratios_of_paging():
+    def timing_of(name, paging, ms, **about):
+        record = dict(kind="timing", status="measured", name=name, paging=paging, median_ms=ms)
+        return record | dict(gb_per_s=1.0, bytes=1, min_ms=ms, elements=10**9) | about
+
+    links = [
+        timing_of("in", "link", 1, direction="in", gb_per_s=40.0),
+        timing_of("in again", "link", 1, direction="in", gb_per_s=50.0),
+        timing_of("out", "link", 1, direction="out", gb_per_s=50.0),
+        timing_of("both", "link", 1, direction="both", gb_per_s=80.0),
+    ]
+    stream = dict(optimizer="lion8bit", link_bytes_in=1e9, link_bytes_out=1e9)
+    stream |= dict(peak_bytes=2**30, peak_is_its_own=False)
+    (_, paged, *_), (_, training, *_), *_ = report_paged.TARGETS
+    common = dict(tokens=4096, clip=False, peak_bytes=None)
+    records = [
+        *links,
+        timing_of("resident", "resident", 10.0, optimizer="lion8bit", peak_bytes=None),
+        timing_of(paged, "stream", 30.0, **stream),
+        timing_of("training", "training", 100.0, which="resident", **common),
+        timing_of(training, "training", 104.0, which="paged", **common),
+    ]
+    ceiling, link = report.add_ratios(records)
+    assert ceiling is None and link == {"in": 50.0, "out": 50.0, "both": 80.0}
+    seen = records[5]
+    # Both directions share the link: 2 GB at 80 GB/s.
+    assert seen["transfer_ms"] == pytest.approx(25)
+    assert seen["of_link"] == pytest.approx(25 / 30)
+    assert seen["overlap"] == pytest.approx(30 / 25)
+    assert seen["link_gb_per_s_in"] == pytest.approx(1000 / 30)
+    assert records[-1]["slowdown"] == pytest.approx(0.04)
+    met = {t["what"]: t["met"] for t in report.targets(records, "any card") if t["seen"]}
+    assert met == {"share of link bandwidth": True, "slowdown of training": False}
+    rows = report_paged.table({"timings": records, "link_gb_per_s": link}).rows
+    assert len(rows) == len(records) and "<= 1.00" in rows[5]
+
+
+def test_every_target_is_of_a_program_that_is_timed():
+    run = Run(quick=False, interpret=False, leaves=2, shape=(1024, 1024))
+    names = set()
+    for name, part in PARTS.items():
+        if name.startswith("paged-") and part.kind == "timing":
+            names |= {program.name for program in part.items(run)}
+    assert {name for _, name, *_ in report_paged.TARGETS} <= names
+    parts = sum(len(list(PARTS[name].items(run))) for name in PARTS if name.startswith("paged-"))
+    assert parts == len(names)  # none twice
+
+
+def test_training_is_left_out_where_memory_is_short(monkeypatch):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": 10**9})
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    with pytest.raises(Skipped, match="needs 6 GB"):
+        time_training._check_memory(10**9, 10**6)
+
+
+class FakeTensor:
+    def __init__(self, shape, dtype, device):
+        self.shape, self._itemsize = shape if isinstance(shape, tuple) else (shape,), dtype
+
+    def normal_(self, std=1.0):
+        return self
+
+    def numel(self):
+        return int(np.prod(self.shape))
+
+    def element_size(self):
+        return self._itemsize
+
+
+def fake_torch(free):
+    event = types.SimpleNamespace(record=lambda: None, elapsed_time=lambda other: 2.0)
+    cuda = types.SimpleNamespace(
+        is_available=lambda: True,
+        mem_get_info=lambda: (free, 2 * free),
+        synchronize=lambda: None,
+        empty_cache=lambda: None,
+        Event=lambda enable_timing: event,
+    )
+    return types.SimpleNamespace(
+        **dict(bfloat16=2, float32=4, uint8=1, empty=FakeTensor, cuda=cuda),
+        nn=types.SimpleNamespace(Parameter=lambda x: x),
+        is_tensor=lambda x: isinstance(x, FakeTensor),
+    )
+
+
+class FakePaged:
+    def __init__(self, params, lr, weight_decay):
+        self.params, self.state = params, {}
+
+    def step(self):
+        for i, p in enumerate(self.params):
+            self.state[i] = {"step": 1, "state1": FakeTensor(p.shape, 1, "cuda")}
+
+
+def test_the_paged_peer_is_timed_with_room_and_without(monkeypatch):
+    optim = types.SimpleNamespace(PagedLion8bit=FakePaged)
+    monkeypatch.setitem(sys.modules, "torch", fake_torch(2**34))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", types.SimpleNamespace(optim=optim))
+    run = Run(quick=True, interpret=False, leaves=2, shape=(1024, 1024))
+    (_, roomy), (_, crowded) = [(name, f()) for name, f in torch_peers.paged(run)]
+    assert roomy["elements"] == 2**21 and roomy["state_bytes_per_element"] == 1
+    assert "link_bytes_in" not in roomy and "ballast_bytes" in crowded
+    assert crowded["link_bytes_in"] == 2**21 * (1 + 4 / 256)
+    assert crowded["ballast_bytes"] == 2**34 - 2**29

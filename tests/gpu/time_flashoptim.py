@@ -11,7 +11,7 @@ from tests.gpu.timing import Program
 def programs(run):
     """Its step, for the large leaves and for a model of many tensors."""
     try:
-        from flashoptim_jax import flash_lion
+        from flashoptim_jax import flash_lion  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise Absent(f"flashoptim-jax cannot be imported: {error}") from None
     if run.interpret:

@@ -195,8 +195,9 @@ def tiled(leaves, rule, per_thread, interpret):
 
     def step(carry, grads):
         key, made = jnp.uint32(1), {}
-        for name, state in carry.items():
-            made[name] = mosaic.step(spec, grads[name], *state, scalars, key, interpret=interpret)
+        for name, (p, codes, absmaxes) in carry.items():
+            given = grads[name], p, codes, absmaxes, scalars, key
+            made[name] = mosaic.step(spec, *given, interpret=interpret)
         return made
 
     return Program(

@@ -21,6 +21,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tests.gpu import peak
+from tests.gpu.paging import abstract
 from tests.gpu.records import Skipped
 
 _WARM_UP = 3
@@ -36,7 +38,7 @@ class Program:
     """A step to be timed.
 
     `step(carry, constant)` returns the next carry. `carry()` and `constant()` make their arrays, or
-    shapes under `jax.eval_shape`.
+    shapes under `jax.eval_shape`. Some of them may be in host memory.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Program:
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
     profile: bool = False
     donate: bool = True
+    eager: bool = False
+    """Whether it is called as it is, and not compiled."""
 
 
 def wave(shape, dtype, seed, scale):
@@ -78,6 +82,10 @@ def measure(part, run, records):
         records.do("timing", part.name, functools.partial(_raise, error), **common)
     for first in range(0, len(programs), _BATCH):
         batch = programs[first : first + _BATCH]
+        if records.left() <= 0:  # compilers need not start
+            for program in batch:
+                records.do("timing", program.name, dict, **program.about | common)
+            continue
         threads = 2 if run.interpret else _COMPILERS
         # Peers use what JAX has deprecated. (The filter is that of all threads.)
         with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -106,7 +114,9 @@ def _raise(error):
 
 
 def _compiled(program):
-    carry, constant = jax.eval_shape(program.carry), jax.eval_shape(program.constant)
+    if program.eager:
+        return program.step
+    carry, constant = abstract(program.carry), abstract(program.constant)
     step = jax.jit(program.step, donate_argnums=0 if program.donate else ())
     return step.lower(carry, constant).compile()
 
@@ -120,7 +130,8 @@ def _measure(program, future, samples):
         step = future.result()
     except Exception:  # perhaps the threads got into each other's way
         step = _compiled(program)
-    memory = step.memory_analysis()
+    memory = None if program.eager else step.memory_analysis()
+    before = peak.so_far()
     carry, constant = _arrays(program)
     for _ in range(_WARM_UP):
         carry = step(carry, constant)
@@ -131,7 +142,13 @@ def _measure(program, future, samples):
     for _ in range(samples):
         seconds, carry = _sample(step, carry, constant, calls)
         times.append(1e3 * seconds / program.steps)
-    facts = {"temporary_bytes": getattr(memory, "temp_size_in_bytes", None)}
+    after = peak.so_far()
+    facts = {
+        "temporary_bytes": getattr(memory, "temp_size_in_bytes", None),
+        # Of this program, unless another one of its process needed more, or its compiler did.
+        "peak_bytes": after,
+        "peak_is_its_own": None if before is None else after > before,
+    }
     return facts | summary(times, program.elements, program.bytes_per_element, calls)
 
 

@@ -16,6 +16,7 @@ _WARM_UP = 3
 _SAMPLES = 15
 _SAMPLE_MS = 40.0
 _COPIED_BYTES = 2**32
+_LEAST_ROOM = 2**29
 
 
 def timings(run):
@@ -45,9 +46,27 @@ def timings(run):
                 )
 
 
+def paged(run):
+    """`(name, function)` for bitsandbytes' paged Lion, where its state fits and where it does not.
+
+    Its state is in managed memory: while there is room it stays on the device, and nothing is
+    moved.
+    """
+    make = _bitsandbytes("PagedLion8bit")
+    for crowded in (False, True):
+        name = "paged: bitsandbytes PagedLion8bit bf16" + ", device full" * crowded
+        about = {"paging": "stream", "optimizer": "bitsandbytes PagedLion8bit", "dtype": "bf16"}
+        floor = 2 * _CODES
+        yield name, functools.partial(_step, run, "large", "bf16", make, floor, about, crowded)
+
+
+_CODES = 1 + 4 / floors.BLOCK
+"""Bytes of state per parameter."""
+
+
 def _torch(run):
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise Absent(f"torch cannot be imported: {error}") from None
     if run.interpret or not torch.cuda.is_available():
@@ -58,7 +77,7 @@ def _torch(run):
 def _bitsandbytes(name):
     def make(torch, params):
         try:
-            import bitsandbytes
+            import bitsandbytes  # pyright: ignore[reportMissingImports]
         except Exception as error:  # its library may lack what it links to
             raise Absent(f"bitsandbytes cannot be imported: {error}") from None
         return getattr(bitsandbytes.optim, name)(params, lr=1e-4, weight_decay=0.1)
@@ -79,8 +98,9 @@ def _copy(run):
     return {"optimizer": "torch copy"} | _summary(times, size, 8, calls)
 
 
-def _step(run, what, dtype, make, floor, about):
+def _step(run, what, dtype, make, floor, about, crowded=False):
     torch = _torch(run)
+    free = torch.cuda.mem_get_info()[0]
     kind = {"bf16": torch.bfloat16, "f32": torch.float32}[dtype]
     shapes = _shapes(torch, run, what)
     params = []
@@ -90,20 +110,30 @@ def _step(run, what, dtype, make, floor, about):
         param.grad = torch.empty(shape, dtype=kind, device="cuda").normal_(std=2.0**-6)
         params.append(param)
     optimizer = make(torch, params)
+    size = sum(map(math.prod, shapes))
+    ballast = torch.empty(0, dtype=torch.uint8, device="cuda")
+    if crowded:
+        # A quarter of the state finds room, and what else a step needs.
+        most = torch.cuda.mem_get_info()[0] - max(_LEAST_ROOM, int(_CODES * size) // 4)
+        ballast = torch.empty(max(most, 0), dtype=torch.uint8, device="cuda")
+        about = about | {"link_bytes_in": _CODES * size, "link_bytes_out": _CODES * size}
+        about |= {"ballast_bytes": ballast.numel()}
     try:
         times, calls = _times(torch, run, optimizer.step)
     finally:
         torch.cuda.synchronize()
-    size = sum(map(math.prod, shapes))
+    # PyTorch's own count knows nothing of managed memory.
+    used = free - torch.cuda.mem_get_info()[0] - ballast.numel()
     state = sum(
         x.numel() * x.element_size()
         for slots in optimizer.state.values()
         for x in slots.values()
         if torch.is_tensor(x)
     )
-    del optimizer, params, param, x
+    del optimizer, params, param, x, ballast
     torch.cuda.empty_cache()
     facts = about | {"tensors": len(shapes), "state_bytes_per_element": state / size}
+    facts |= {"peak_bytes": used, "peak_is_its_own": True} if "paging" in about else {}
     return facts | _summary(times, size, floor, calls)
 
 

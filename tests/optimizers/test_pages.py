@@ -1,4 +1,4 @@
-"""Pages: every leaf is on them once, they are small enough, and in an order that can be streamed."""
+"""Pages: every leaf is on them once; they are small enough, and in an order for streaming."""
 
 import itertools
 
@@ -9,7 +9,9 @@ from optax_lamblion import _pages
 from optax_lamblion._pages import Extent
 from pallas_kernels.pieces import CUTTABLE, GRAIN
 
-PAGE = 2**20
+IN_FLIGHT = 2
+# What is left of it for a page, when one page more than in flight is on its way out.
+PAGE, ROOM = 2**22 // 3 + 1, 2**20
 
 
 def extents(seed):
@@ -24,10 +26,10 @@ def extents(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_every_element_is_on_a_page_once_for_every_part(seed):
     leaves = extents(seed)
-    pages = _pages.make(leaves, PAGE, 2)
+    pages = _pages.make(leaves, PAGE, IN_FLIGHT)
     for i, leaf in enumerate(leaves):
         parts = [part for page in pages for part in page if part.leaf == i]
-        if not leaf.pieces(PAGE):
+        if not leaf.pieces(ROOM):
             assert [part.phase for part in parts] == ["whole"]
             continue
         phases = ["moments", "apply"] if leaf.two_parts else ["step"]
@@ -41,7 +43,7 @@ def test_every_element_is_on_a_page_once_for_every_part(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_no_page_is_larger_than_asked_for(seed):
     leaves = extents(seed)
-    for page in _pages.make(leaves, PAGE, 2):
+    for page in _pages.make(leaves, PAGE, IN_FLIGHT):
         room = 0
         for part in page:
             leaf = leaves[part.leaf]
@@ -51,12 +53,12 @@ def test_no_page_is_larger_than_asked_for(seed):
                 elements = min(part.end * GRAIN, leaf.size) - part.begin * GRAIN
                 room += elements * leaf.room // leaf.size
         # Below this a leaf is not cut.
-        assert room <= PAGE or (len(page) == 1 and leaves[page[0].leaf].size < CUTTABLE)
+        assert room <= ROOM or (len(page) == 1 and leaves[page[0].leaf].size < CUTTABLE)
 
 
 def test_small_leaves_share_a_page():
     leaves = [Extent(300_000, 300_000, 300_000)] * 7
-    pages = _pages.make(leaves, PAGE, 2)
+    pages = _pages.make(leaves, PAGE, IN_FLIGHT)
     assert [[part.leaf for part in page] for page in pages] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
@@ -69,14 +71,14 @@ def test_pieces_are_as_few_and_as_even_as_can_be():
 def test_pieces_of_a_leaf_are_apart_where_there_are_others():
     """So that one is fetched while another is stored, which an array alone does not allow."""
     leaf = Extent(8 * 2**20, 8 * 2**20, 8 * 2**20)
-    order = [page[0].leaf for page in _pages.make([leaf] * 3, PAGE * 2, 2)]
+    order = [page[0].leaf for page in _pages.make([leaf] * 3, PAGE * 2, IN_FLIGHT)]
     assert len(order) == 3 * 4 and all(len({*order[i : i + 3]}) == 3 for i in range(len(order) - 2))
     # And what is large is not left for the end.
     small = Extent(10**6, 10**6, 10**6)
-    order = [page[0].leaf for page in _pages.make([small] * 6 + [leaf], PAGE * 2, 2)]
+    order = [page[0].leaf for page in _pages.make([small] * 6 + [leaf], PAGE * 2, IN_FLIGHT)]
     assert np.diff(np.flatnonzero(np.asarray(order) == 6)).min() >= 2
-    assert [page[0].leaf for page in _pages.make([leaf], PAGE * 2, 2)] == [0, 0, 0, 0]
+    assert [page[0].leaf for page in _pages.make([leaf], PAGE * 2, IN_FLIGHT)] == [0, 0, 0, 0]
 
 
 def test_the_order_is_that_of_the_sizes_alone():
-    assert _pages.make(extents(3), PAGE, 2) == _pages.make(extents(3), PAGE, 2)
+    assert _pages.make(extents(3), PAGE, IN_FLIGHT) == _pages.make(extents(3), PAGE, IN_FLIGHT)
