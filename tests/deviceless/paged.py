@@ -17,8 +17,8 @@ IN_FLIGHT = 2
 # How many, and of which shape for an optimizer of 8 and of 32 bits. A page holds one to three of
 # the first two kinds. The others have to be cut.
 LEAVES = {
-    "16 leaves": (16, {8: (2048, 2048), 32: (1024, 1024)}),
-    "64 leaves": (64, {8: (2048, 2048), 32: (1024, 1024)}),
+    "16 leaves": (16, {8: (2048, 2048), 32: (768, 1024)}),
+    "64 leaves": (64, {8: (2048, 2048), 32: (768, 1024)}),
     "3 large leaves": (3, {8: (4096, 4096), 32: (4096, 4096)}),
     "2 ragged leaves": (2, {8: (4096 * 4096 + 4097,), 32: (4096 * 4096 + 4097,)}),
 }
@@ -91,6 +91,22 @@ for _wrapper, _wrap in WRAPPED.items():
             wrap(optimizer("paged_lion8bit")),
             params("paged_lion8bit", "16 leaves"),
         )
+    )
+
+
+# A state that is on the device, or does not say that it is not: as some restores leave it.
+
+
+def _restored(name, leaves):
+    tx, p = optimizer(name), params(name, leaves)
+    state = jax.eval_shape(tx.init, p)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    return Case(functools.partial(_fused, tx), (p, p, state), donate=(0, 2))
+
+
+for _name in NAMES:
+    case(f"{_name}/3 large leaves/restored", targets=("h200",))(
+        functools.partial(_restored, _name, "3 large leaves")
     )
 for _name, _leaves in itertools.product(NAMES, ("64 leaves", "3 large leaves")):
     case(f"{_name}/{_leaves}/init", targets=("h200",))(

@@ -115,6 +115,14 @@ def test_state_passes_through_branches_and_loops(facts_for, wrapper):
     assert facts["temp"] <= BOUND + 3 * params_bytes("paged_lion8bit", "16 leaves")
 
 
+@by_name
+def test_state_from_elsewhere_goes_to_the_host(facts_for, name):
+    facts = facts_for("h200")[f"{name}/3 large leaves/restored"]["facts"]
+    assert facts["host"]["arguments"] == 0
+    assert facts["host"]["outputs"] == state_bytes(name, "3 large leaves")
+    assert not facts["host_compute"]
+
+
 @pytest.mark.parametrize("leaves", ["64 leaves", "3 large leaves"])
 @by_name
 def test_a_compiled_init_needs_a_page_or_two(facts_for, name, leaves):
