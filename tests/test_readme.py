@@ -1,11 +1,13 @@
-"""What the README shows is what happens."""
+"""What the README and the pages beside it show is what happens."""
 
 import pathlib
 import re
+import textwrap
 
 import optax
 
-README = pathlib.Path(__file__).parents[1] / "README.md"
+ROOT = pathlib.Path(__file__).parents[1]
+README, PAGING = ROOT / "README.md", ROOT / "docs" / "paging.md"
 
 
 def test_the_examples_run_and_the_bytes_are_as_printed(capsys):
@@ -18,3 +20,14 @@ def test_the_examples_run_and_the_bytes_are_as_printed(capsys):
     assert f"{ours}\n" in capsys.readouterr().out
     report = names["state_report"](optax.lion(1e-4).init(names["params"]))
     assert f"{report.nbytes:,}" == theirs
+
+
+def test_the_examples_about_paging_run(capsys):
+    names = {}
+    for snippet in re.findall(
+        r"```python\n(.*?)```", PAGING.read_text(encoding="utf-8"), re.DOTALL
+    ):
+        exec(textwrap.dedent(snippet), names)
+        for line, printed in re.findall(r"^print\((.*)\)  # (.*)$", snippet, re.MULTILINE):
+            assert capsys.readouterr().out.strip() == printed, line
+    assert names["k"] == 4

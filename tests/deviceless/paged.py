@@ -17,8 +17,8 @@ IN_FLIGHT = 2
 # How many, and of which shape for an optimizer of 8 and of 32 bits. A page holds one to three of
 # the first two kinds. The others have to be cut.
 LEAVES = {
-    "16 leaves": (16, {8: (2048, 2048), 32: (768, 1024)}),
-    "64 leaves": (64, {8: (2048, 2048), 32: (768, 1024)}),
+    "16 leaves": (16, {8: (2048, 2048), 32: (640, 1024)}),
+    "64 leaves": (64, {8: (2048, 2048), 32: (640, 1024)}),
     "3 large leaves": (3, {8: (4096, 4096), 32: (4096, 4096)}),
     "2 ragged leaves": (2, {8: (4096 * 4096 + 4097,), 32: (4096 * 4096 + 4097,)}),
 }

@@ -1,6 +1,7 @@
 """A paged optimizer takes the steps of the resident one, to the last bit, whatever its pages."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from optax_lamblion import StateOptions, _leaf, _stream, apply_fused
 from tests.kernels.interpreted import interpreted
 from tests.optimizers import problem
-from tests.variants import every
+from tests.variants import VARIANTS, every
 
 SHAPES = {
     "cut": (1100, 1024),
@@ -48,17 +49,22 @@ def stepped(tx, fused, dtype, steps=2):
     return out, state
 
 
-@pytest.mark.parametrize(
-    ("dtype", "fused"),
-    [("float32", False), ("float32", True), ("bfloat16", True)],
-    ids=["float32-update", "float32-apply_fused", "bfloat16-apply_fused"],
-)
-@paged
+def _rows():
+    """Everything, of which what repeats or takes long is slow."""
+    forms = [("float32", False), ("float32", True), ("bfloat16", True)]
+    for v, (dtype, fused) in itertools.product((v for v in VARIANTS if v.paged), forms):
+        quick = v.name.endswith("8bit") or (v.name.endswith("32bit") and dtype == "float32")
+        label = f"{v.name}-{dtype}-{'apply_fused' if fused else 'update'}"
+        yield pytest.param(v, dtype, fused, id=label, marks=[] if quick else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize(("v", "dtype", "fused"), list(_rows()))
 def test_same_bits_as_the_resident_variant(v, dtype, fused):
     expected = stepped(v.resident(), fused, dtype)
     problem.assert_equal(stepped(in_small_pages(v), fused, dtype), expected)
 
 
+@pytest.mark.slow
 @every(lambda v: v.name in ("paged_lamb8bit", "paged_lamb32bit"))
 def test_same_bits_with_a_third_slot(v):
     extra = dict(adam_w_mode=False, amsgrad=True, trust_clip=(0.1, 2.0))
@@ -67,6 +73,7 @@ def test_same_bits_with_a_third_slot(v):
     problem.assert_equal(got, expected)
 
 
+@pytest.mark.slow
 @each_kind
 def test_same_steps_with_clipping(v):
     """Not the same bits: with one more product before the sum of two, XLA's CPU compiler makes a
@@ -76,8 +83,15 @@ def test_same_steps_with_clipping(v):
     problem.assert_near(got, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("in_flight", [1, 2, 5])
-@pytest.mark.parametrize("page_bytes", [2**20, 2**21, 2**25])
+@pytest.mark.parametrize(
+    ("page_bytes", "in_flight"),
+    [
+        (2**21, 1),
+        pytest.param(2**20, 5, marks=pytest.mark.slow),
+        pytest.param(2**21, 3, marks=pytest.mark.slow),
+        pytest.param(2**25, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_pages_do_not_change_a_step(page_bytes, in_flight):
     v = next(v for v in every(lambda v: v.name == "paged_lamb8bit").args[1])
     options = StateOptions(page_bytes=page_bytes, pages_in_flight=in_flight)
@@ -134,7 +148,9 @@ def test_a_leaf_without_a_gradient_is_left_alone(v):
         problem.assert_equal(new.mu[name], source.mu[name])
 
 
-@pytest.mark.parametrize("name", ["paged_lion8bit", "paged_lamb8bit"])
+@pytest.mark.parametrize(
+    "name", ["paged_lion8bit", pytest.param("paged_lamb8bit", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fused", [False, True], ids=["update", "apply_fused"])
 def test_kernels_work_on_pages(name, fused):
     """Through the public functions, in Pallas's interpreter, with a leaf in pieces."""

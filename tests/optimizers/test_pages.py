@@ -10,8 +10,10 @@ from optax_lamblion._pages import Extent
 from pallas_kernels.pieces import CUTTABLE, GRAIN
 
 IN_FLIGHT = 2
-# What is left of it for a page, when one page more than in flight is on its way out.
-PAGE, ROOM = 2**22 // 3 + 1, 2**20
+# Of what is asked for, a page may use three quarters, as one more is on its way out, less a
+# sixteenth.
+ROOM = 2**20
+PAGE = ROOM * 4 * 16 // (3 * 15) + 1
 
 
 def extents(seed):
