@@ -80,8 +80,8 @@ def make(extents, page_bytes, in_flight):
       A tuple of pages; a page is a tuple of `Part`.
     """
     # While a page is fetched, one may still be on its way out: there are up to two more pages than
-    # in flight, in the room for one more. A sixteenth is for what XLA cannot pack without gaps.
-    page_bytes = page_bytes * (in_flight + 1) * 15 // ((in_flight + 2) * 16)
+    # in flight, in the room for one more. An eighth is for what XLA cannot pack without gaps.
+    page_bytes = page_bytes * (in_flight + 1) * 7 // ((in_flight + 2) * 8)
     lines: list[list[tuple[Part, ...]]] = []  # pages that have to follow one another
     group: list[Part] = []
     room = 0

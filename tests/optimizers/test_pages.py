@@ -10,10 +10,10 @@ from optax_lamblion._pages import Extent
 from pallas_kernels.pieces import CUTTABLE, GRAIN
 
 IN_FLIGHT = 2
-# Of what is asked for, a page may use three quarters, as one more is on its way out, less a
-# sixteenth.
+# Of what is asked for, a page may use three quarters, as one more is on its way out, less an
+# eighth.
 ROOM = 2**20
-PAGE = ROOM * 4 * 16 // (3 * 15) + 1
+PAGE = ROOM * 4 * 8 // (3 * 7) + 1
 
 
 def extents(seed):
