@@ -77,7 +77,7 @@ def options(name, kind, in_flight=2):
     forms = {i: jax.ShapeDtypeStruct(shape, dtypes[0]) for i, (shape, dtypes) in pairs}
     largest = max(x.room for x in paging.extents(name, forms))
     made: dict[str, Any] = {
-        "page_bytes": max(3 * largest if kind == "grouped" else largest // 3, 2**20),
+        "page_bytes": max(4 * largest if kind == "grouped" else largest // 3, 2**20),
         "pages_in_flight": in_flight,
     }
     plan = paging.pages(name, forms, **made)

@@ -38,7 +38,7 @@ class Watched:
         self._count, self._shape = (_TINY if run.interpret else LEAVES)[kind]
         forms = self._tree(jax.ShapeDtypeStruct)
         room = max(x.room for x in paging.extents(name, forms))
-        page = 2 * room + 1 if kind == "grouped" else room // 2 + 1
+        page = 4 * room if kind == "grouped" else room // 2 + 1
         options: dict[str, Any] = {"page_bytes": max(page, 2**20), "pages_in_flight": IN_FLIGHT}
         self._page_bytes = options["page_bytes"]
         self._tx = paging.optimizer(name, **options)
