@@ -102,7 +102,7 @@ class Filler:
 
     def __init__(self, page_bytes):
         self._page_bytes = page_bytes
-        self._made: list[Any] = []
+        self._last: Any = None
 
     def full(self, like, shape, value, dtype):
         """An array in host memory, where the devices of the parameter `like` see it."""
@@ -113,18 +113,20 @@ class Filler:
         # A compiled program makes a constant on the device. It goes to the host page by page, and
         # one after the other: all pages at once would be the whole state.
         value = jnp.asarray(value, dtype)
-        if self._made:
-            value, self._made[-1] = lax.optimization_barrier((value, self._made[-1]))
+        if self._last is not None:
+            value, _ = lax.optimization_barrier((value, self._last))
         size, page = math.prod(shape), self._page_bytes // value.dtype.itemsize
-        if size <= page:
+        # Rows, because elements beyond 2**31 cannot be counted.
+        rows, width = (size // 256, 256) if size % 256 == 0 else (size, 1)
+        if size <= page or rows >= 2**31:
             x = jax.device_put(jnp.full(shape, value), HOST)
         else:
-            x = jax.device_put(lax.empty((size,), dtype), HOST)
-            for start in range(0, size, page):
-                part = jnp.full((min(page, size - start),), value)
-                x = lax.dynamic_update_slice(x, jax.device_put(part, HOST), (start,))
+            x = jax.device_put(lax.empty((rows, width), dtype), HOST)
+            for start in range(0, rows, page // width):
+                part = jnp.full((min(page // width, rows - start), width), value)
+                x = lax.dynamic_update_slice(x, jax.device_put(part, HOST), (start, 0))
             x = x.reshape(shape)
-        self._made.append(x)
+        self._last = x
         return x
 
 

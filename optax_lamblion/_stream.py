@@ -182,8 +182,8 @@ class _InPieces:
 
     def _range(self, part, x):
         """Begin and end of a part in a view of slots or scales."""
-        flat = x.shape == self._leaf.g.shape or x.size == self._leaf.g.size and x.ndim == 1
-        unit = GRAIN if flat else GRAIN // self._block
+        of_elements = x.ndim == 1 and x.size == self._leaf.g.size
+        unit = GRAIN if of_elements else GRAIN // self._block  # or of rows, or of scales
         return part.begin * unit, min(part.end * unit, x.shape[0])
 
     def result(self):

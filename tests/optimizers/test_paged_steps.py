@@ -16,6 +16,7 @@ from tests.variants import VARIANTS, every
 
 SHAPES = {
     "cut": (1100, 1024),
+    "cut_rows": (4200, 256),  # that look like the view of blocks
     "cut_ragged": (2**20 + 70_001,),
     "grouped": (300, 512),
     "grouped_ragged": (100_003,),
