@@ -107,13 +107,14 @@ def _spread(lines, distance):
         distance = min(distance, max(between // (longest - 1), 1))
     taken, last, order = [0] * len(lines), [-distance] * len(lines), []
     for now in range(sum(map(len, lines))):
-        left = [i for i, line in enumerate(lines) if taken[i] < len(line)]
+        left = {i: len(line) - taken[i] for i, line in enumerate(lines) if taken[i] < len(line)}
         apart = [i for i in left if now - last[i] >= distance]
-        # The longest line first, or else it would be alone in the end.
-        if apart:
-            i = min(apart, key=lambda i: (taken[i] - len(lines[i]), i))
+        longest = max(left, key=lambda i: left[i])
+        others = sum(left.values()) - left[longest]
+        if longest in apart and others <= (left[longest] - 1) * (distance - 1):
+            i = longest  # or it would be alone in the end
         else:
-            i = min(left, key=lambda i: (last[i], i))
+            i = min(apart) if apart else min(left, key=lambda i: last[i])
         order.append(lines[i][taken[i]])
         taken[i], last[i] = taken[i] + 1, now
     return order

@@ -94,6 +94,33 @@ for _wrapper, _wrap in WRAPPED.items():
     )
 
 
+# Training: eight layers, their gradients, and the step, with or without a clip that has to see all
+# gradients first.
+LAYERS = 8
+
+
+def _train(clip):
+    tx = optimizer("paged_lion8bit")
+    tx = optax.chain(optax.clip_by_global_norm(1.0), tx) if clip else tx
+    p = {f"layer_{i}": jax.ShapeDtypeStruct((2048, 4096), jnp.bfloat16) for i in range(LAYERS)}
+    batch = jax.ShapeDtypeStruct((4096, 2048), jnp.bfloat16)
+
+    def loss(p, x):
+        for i in range(LAYERS):
+            x = jnp.tanh(x @ p[f"layer_{i}"])[:, :2048]
+        return jnp.mean(x.astype(jnp.float32) ** 2)
+
+    def step(p, batch, state):
+        return apply_fused(tx, p, jax.grad(loss)(p, batch), state)
+
+    return Case(step, (p, batch, jax.eval_shape(tx.init, p)), donate=(0, 2))
+
+
+for _clip in (False, True):
+    case(f"paged_lion8bit/training{', clipped' if _clip else ''}", targets=("h200",))(
+        functools.partial(_train, _clip)
+    )
+
 # A state that is on the device, or does not say that it is not: as some restores leave it.
 
 

@@ -104,6 +104,21 @@ def test_transfers_are_under_way_while_kernels_run(facts_for, name, leaves):
     assert turns >= pages
 
 
+def test_the_stream_runs_beside_the_backward_pass(facts_for):
+    """Unless a clip has to see all gradients first."""
+    during = {}
+    for name in ("training", "training, clipped"):
+        events = facts_for("h200")[f"paged_lion8bit/{name}"]["facts"]["transfers"]
+        kinds = [event for event, *_ in events]
+        assert kinds.count("matmul") >= 3 * paged.LAYERS - 1
+        first = kinds.index("out")
+        last = len(kinds) - 1 - kinds[::-1].index("in")
+        during[name] = kinds[first:last].count("matmul")
+    # Of two matmuls a layer, one for each page at least.
+    assert during["training"] >= paged.LAYERS
+    assert during["training, clipped"] < during["training"] / 2
+
+
 @pytest.mark.parametrize("wrapper", paged.WRAPPED)
 def test_state_passes_through_branches_and_loops(facts_for, wrapper):
     """No host compute, no copy on the host, and the bound: in a branch and in a loop as well."""

@@ -1,14 +1,15 @@
 """The transfers between host and device in a compiled program, among the kernels, in order."""
 
-_IN, _OUT, _WITHIN, _KERNEL, _DONE = "in", "out", "within host", "kernel", "done"
+_IN, _OUT, _WITHIN, _DONE = "in", "out", "within host", "done"
+_KERNEL, _MATMUL = "kernel", "matmul"
 
 
 def transfers(program):
     """What ENTRY of a `hlo.Program` issues, in order: `[event, name, bytes]`.
 
     Events are `"in"` and `"out"`, the start of a transfer to and from the device, `"done"` with the
-    name of the transfer that it waits for, `"kernel"`, and `"within host"` for a copy on the host,
-    which should not be there.
+    name of the transfer that it waits for, `"matmul"` and other `"kernel"`, and `"within host"` for
+    a copy on the host, which should not be there.
     """
     events = []
     entry = program.entry.instructions
@@ -21,7 +22,8 @@ def transfers(program):
         elif x.opcode == "fusion-start":
             events.append(_piece(program, x, entry))
         elif x.opcode in ("fusion", "custom-call"):
-            events.append([_KERNEL, x.name, 0])
+            is_matmul = "gemm" in x.attributes.split("metadata=")[0] or "gemm" in x.name
+            events.append([_MATMUL if is_matmul else _KERNEL, x.name, 0])
     return events
 
 
