@@ -31,8 +31,8 @@ def step_leaves(leaves, paged, options):
             spec, g, p, slots, absmaxes, s, key, implementation=options.implementation
         )
     if streamed:
-        # The last leaves come first, because their gradients mostly do: so the stream can begin while
-        # others are still computed.
+        # The last leaves come first, because their gradients mostly do: so the stream can begin
+        # while others are still computed.
         streamed.reverse()
         extents = [_extent(leaves[i]) for i in streamed]
         pages = _pages.make(extents, options.page_bytes, options.pages_in_flight)
