@@ -182,7 +182,7 @@ def norm(x):
 def ratio_of_grains(sums, s):
     """The trust ratio of a leaf, from the squares of parameters and direction in all its grains."""
     of_params, of_direction = map(norm_of_grains, sums.T)
-    return rules.trust_ratio(of_params, of_direction, s.astype(sums.dtype).prepared())
+    return rules.trust_ratio(of_params, of_direction, s.astype(sums.dtype))
 
 
 def norm_of_grains(squares):

@@ -89,7 +89,7 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key):
 
     Returns:
       `(slots, absmaxes, sums)`. `sums` has a row for every grain, with the squares of parameters
-      and direction, for `ratio_of_pieces`.
+      and direction, for `ratio_of_grains`.
     """
     piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
     given = _given(spec, piece.of(g), piece.of(p), s)
@@ -138,12 +138,11 @@ def _given(spec, g, p, s):
     dtype = compute_dtype(out_dtype)
     if p is not None and spec.emit == "params":
         out_dtype = p.dtype
+    s = s.astype(dtype).prepared()
     # Of a product of scalars XLA's CPU compiler can make a multiply-add, and then not of the sum's
     # other product: which one would depend on the shape.
-    s = s.astype(dtype).prepared()
-    if s.biased_eps is not None:
-        eps = platform_dependent(s.biased_eps, cpu=optimization_barrier, default=_same)
-        s = s._replace(biased_eps=eps)
+    eps = platform_dependent(s.biased_eps, cpu=optimization_barrier, default=_same)
+    s = s._replace(biased_eps=eps)
     g, p = g.astype(dtype), None if p is None else p.astype(dtype)
     g, usable = shared.gradient(spec, g, p, s)
     return _Given(g, usable, p, s, dtype, out_dtype)
