@@ -44,7 +44,8 @@ class Sums(NamedTuple):
         """Over every grain."""
         tiles = GRAIN // (self.cut.rows * self.cut.block)  # in a grain
         whole = self.cut.size // GRAIN
-        sums = self.of_tiles[: whole * tiles].reshape(whole, tiles, -1).sum(axis=1)
+        sums = self.of_tiles[: whole * tiles].reshape(whole, tiles, self.of_tiles.shape[1])
+        sums = sums.sum(axis=1)
         if whole * GRAIN == self.cut.size:
             return sums
         last = self._replace(of_tiles=self.of_tiles[whole * tiles :]).total
