@@ -53,7 +53,8 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     read = dict(g=leaf.g, p=leaf.p)
     _, sums = call(f"{name}_moments", _moments_body, read, dict(state=leaf.state), sums=3)
     codes, scales = leaf.stored()
-    ratio = shared.ratio_of_grains(_squares(sums), s)
+    total = sums.total
+    ratio = rules.trust_ratio(jnp.sqrt(total[_PARAM]), jnp.sqrt(total[_UPDATE]), s)
     s = s._replace(step_size=s.step_size * ratio)
     if in_place:
         p_ref = jax.new_ref(leaf.p)
@@ -93,7 +94,8 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, *, interpret
     leaf, name = call.leaf, f"{spec.rule.name}_moments"
     read = dict(g=leaf.g, p=leaf.p)
     _, sums = call(name, _moments_body, read, dict(state=leaf.state), sums=3)
-    return *leaf.stored(), _squares(sums)
+    grains = sums.of_grains()
+    return *leaf.stored(), jnp.stack([grains[:, _PARAM], grains[:, _UPDATE]], 1)
 
 
 def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, interpret=None):
@@ -114,12 +116,6 @@ def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, i
     absmaxes = tuple(a.reshape(absmax_shape(g.shape, spec.block_size)) for a in absmaxes)
     direction = shared.direction_from_new(spec, slots, absmaxes, usable, p, s, jnp.float32)
     return piece.put(target, (s.step_size * direction).astype(target.dtype))
-
-
-def _squares(sums):
-    """The squares of parameters and direction in every grain."""
-    grains = sums.of_grains()
-    return jnp.stack([grains[:, _PARAM], grains[:, _UPDATE]], 1)
 
 
 def _piece(spec, g, p, start, slots, absmaxes, s, key=None, interpret=None):

@@ -37,8 +37,7 @@ class Sums(NamedTuple):
     @property
     def total(self):
         """Over the whole leaf."""
-        total = jnp.sum(self.of_tiles, axis=0)
-        return total if self.of_rest is None else total + jnp.sum(self.of_rest, axis=0)
+        return self._after(0)
 
     def of_grains(self):
         """Over every grain."""
@@ -48,8 +47,12 @@ class Sums(NamedTuple):
         sums = sums.sum(axis=1)
         if whole * GRAIN == self.cut.size:
             return sums
-        last = self._replace(of_tiles=self.of_tiles[whole * tiles :]).total
-        return jnp.concatenate([sums, last[None]])
+        return jnp.concatenate([sums, self._after(whole * tiles)[None]])
+
+    def _after(self, tile):
+        """Over that tile and all that follows."""
+        total = jnp.sum(self.of_tiles[tile:], axis=0)
+        return total if self.of_rest is None else total + jnp.sum(self.of_rest, axis=0)
 
 
 def run_leaf(
