@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule
+from jax.sharding import PartitionSpec
+
+from optax_lamblion import _mesh
+from optax_lamblion._splits import split_for
 
 HISTORY = 100
 
@@ -27,15 +32,81 @@ def check_percentile(percentile, name="percentile_clipping"):
         raise ValueError(f"`{name}` must be from 0 to 100, got {percentile}. None and 100 are off.")
 
 
-def squared_norm(g):
-    """The squared Euclidean norm of the finite elements, as a finite float32."""
+def squared_norms(grads, stacked=None, norm_axes=None):
+    """The squared Euclidean norm of the finite elements of every gradient, as a finite float32.
+
+    Where gradients are divided over devices, those are norms of the whole ones.
+
+    Args:
+      grads: A list of arrays.
+      stacked: For every one whether it is a stack of layers, which has a vector of norms.
+      norm_axes: `StateOptions.norm_axes`.
+    """
+    if not grads:
+        return []
+    _mesh.check_norm_axes(grads, norm_axes)
+    program = _SquaredNorms(tuple(stacked or [False] * len(grads)))
+    sums = _mesh.on_shards(program, list(grads), grads, norm_axes)
+    return [jnp.minimum(x, jnp.finfo(jnp.float32).max) for x in sums]
+
+
+class _SquaredNorms(NamedTuple):
+    """Sums of squares of gradients, as a `_mesh.Program`."""
+
+    stacked: tuple[bool, ...]
+
+    def run(self, region, grads):
+        """The sum for every gradient."""
+        sums = [_sum_of_squares(g, stacked) for g, stacked in zip(grads, self.stacked, strict=True)]
+        # Of layers `region` wants more than one number.
+        sums = [x[:, None] if x.ndim else x for x in sums]
+        totals = region.total(range(len(sums)), sums)
+        return [x[:, 0] if x.ndim else x for x in totals]
+
+    def splits(self, sizes, grads, axes):
+        """The `Split` of every gradient."""
+        return [split_for(g.shape, [axes(g)], sizes, None) for g in grads]
+
+    def local(self, splits, places, grads):
+        """Gradients know nothing of their place."""
+        return grads
+
+    def specs(self, splits, grads, wrap):
+        """Partition specs of gradients and of their sums, of which all devices have those of all
+        layers here."""
+        results = [
+            wrap(split.layers_spec if stacked else PartitionSpec())
+            for split, stacked in zip(splits, self.stacked, strict=True)
+        ]
+        return [wrap(split.spec) for split in splits], results
+
+    def rule(self, grads):
+        """Nothing belongs together but layers and their sums."""
+        of_grads = [_mesh.factors(f"g{i}_", g.shape, None)[0] for i, g in enumerate(grads)]
+        of_sums = [
+            ArrayMapping(*mapping[:1]) if stacked else ArrayMapping()
+            for mapping, stacked in zip(of_grads, self.stacked, strict=True)
+        ]
+        return SdyShardingRule(tuple(of_grads), tuple(of_sums))
+
+    def restore(self, grads, results):
+        """Sums are where they should be."""
+        return results
+
+
+def _sum_of_squares(g, stacked):
     g = g.astype(jnp.float32)
-    total = jnp.sum(jnp.where(jnp.isfinite(g), g * g, 0))
-    return jnp.minimum(total, jnp.finfo(jnp.float32).max)
+    axes = tuple(range(1 if stacked else 0, g.ndim))
+    return jnp.sum(jnp.where(jnp.isfinite(g), g * g, 0), axis=axes)
 
 
 def record(history, squared, count, percentile):
-    """Takes the squared norm of step `count` in: `(history, scale)` for the gradient."""
+    """Takes the squared norm of step `count` in: `(history, scale)` for the gradient.
+
+    Of a stack both have a leading axis for its layers.
+    """
+    if squared.ndim:
+        return jax.vmap(record, (0, 0, None, None))(history, squared, count, percentile)
     # A norm of 0 says nothing about the next one: it is that of a leaf without gradient yet, or of
     # a gradient that overflowed. Recorded, it would clip the gradients after it to nothing.
     first = jnp.max(history) == 0
@@ -111,7 +182,8 @@ def clip_by_percentile(percentile=5, *, scope="tensor"):
         if isinstance(percentile, int) and percentile == 100:
             return updates, state
         count = optax.safe_increment(state.count)
-        squared = jax.tree.map(squared_norm, updates)
+        grads, treedef = jax.tree.flatten(updates)
+        squared = treedef.unflatten(squared_norms(grads))
         if scope == "global":
             total = sum(jax.tree.leaves(squared), jnp.zeros([], jnp.float32))
             total = jnp.minimum(total, jnp.finfo(jnp.float32).max)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pallas_kernels import _dispatch, rules
+from pallas_kernels.hashing import Key
 from pallas_kernels.step import Spec
 
 
@@ -17,11 +18,11 @@ class Leaf(NamedTuple):
     slots: tuple[Any, ...]
     absmaxes: tuple[Any, ...]
     scalars: rules.Scalars
-    key: Any
+    key: Key
 
 
 # Inner jits: steps of equal shape share one trace and one lowering.
 STEPS = {
     name: jax.jit(getattr(_dispatch, name), static_argnums=0, static_argnames="implementation")
-    for name in ("step", "step_piece", "moments_piece", "apply_piece")
+    for name in ("step", "moments", "apply", "step_piece", "moments_piece", "apply_piece")
 }

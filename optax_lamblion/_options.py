@@ -61,6 +61,8 @@ class StateOptions:
     min_8bit_size: int = 4096
     keep_32bit: Callable[[str], bool] | Any | None = None
     implementation: str | None = None
+    stacked: Callable[[str], bool] | Any | None = None
+    norm_axes: tuple[str, ...] | None = None
     page_min_size: int = 100_000
     page_bytes: int = 2**25
     pages_in_flight: int = 2
@@ -77,6 +79,7 @@ class StateOptions:
         get_codec(self.codec, True)
         check_min_8bit_size(self.min_8bit_size)
         check_implementation(self.implementation)
+        _check_norm_axes(self.norm_axes)
         _check_at_least("page_min_size", self.page_min_size, 0)
         _check_at_least("page_bytes", self.page_bytes, 2**20)
         _check_at_least("pages_in_flight", self.pages_in_flight, 1)
@@ -85,13 +88,31 @@ class StateOptions:
 
     def keeps_32bit(self, params):
         """A tree like `params` that says which leaves `keep_32bit` names."""
-        if self.keep_32bit is None:
-            return jax.tree.map(lambda _: False, params)
-        if callable(keep := self.keep_32bit):
-            return jax.tree_util.tree_map_with_path(
-                lambda path, _: bool(keep(path_string(path))), params
-            )
-        return bools_like("keep_32bit", self.keep_32bit, params)
+        return _named("keep_32bit", self.keep_32bit, params)
+
+    def are_stacked(self, params):
+        """A tree like `params` that says which leaves `stacked` names."""
+        return _named("stacked", self.stacked, params)
+
+
+def _named(argument, choice, params):
+    if choice is None:
+        return jax.tree.map(lambda _: False, params)
+    if callable(choice):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: bool(choice(path_string(path))), params
+        )
+    return bools_like(argument, choice, params)
+
+
+def _check_norm_axes(axes):
+    if axes is not None and not (
+        isinstance(axes, tuple | list) and all(isinstance(x, str) for x in axes)
+    ):
+        raise TypeError(
+            f"`norm_axes` must be a tuple of names of mesh axes, or None, got {axes!r}. "
+            'For one axis pass `norm_axes=("data",)`.'
+        )
 
 
 def check_min_8bit_size(value):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels.pieces import CUTTABLE, GRAIN
+from pallas_kernels.pieces import GRAIN, can_be_cut
 
 
 class Extent(NamedTuple):
@@ -32,7 +32,7 @@ class Extent(NamedTuple):
         There are as few as fit on pages, and they are of one length, because such pieces share
         their code; the last one is what is left.
         """
-        if not self.can_be_cut or self.size < CUTTABLE or self.room <= page_bytes:
+        if not (self.can_be_cut and can_be_cut(self.size)) or self.room <= page_bytes:
             return []
         grains = -(-self.size // GRAIN)
         # Of whole grains: the last one may be short.
@@ -41,7 +41,7 @@ class Extent(NamedTuple):
         return [(begin, min(begin + length, grains)) for begin in range(0, grains, length)]
 
 
-def extent_of(rule, slots, absmaxes, block_size):
+def extent_of(rule, slots, absmaxes, block_size, *, stacked=False):
     """The `Extent` of a leaf, from its slots and scales, or from their forms.
 
     Scales that are not used, because their slot holds no codes, may be None or not.
@@ -50,8 +50,9 @@ def extent_of(rule, slots, absmaxes, block_size):
     arrays = [*slots, *absmaxes] if coded else slots
     nbytes = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
     cannot = (coded and block_size is None) or (size % (block_size or 256) and size >= 2**31)
+    can = can_be_cut(size, slots[0].shape[0] if stacked else None) and not cannot
     room = nbytes if coded else 2 * nbytes
-    return Extent(size, nbytes, room, can_be_cut=not cannot, two_parts=rule.trust_ratio)
+    return Extent(size, nbytes, room, can, two_parts=rule.trust_ratio)
 
 
 class Part(NamedTuple):

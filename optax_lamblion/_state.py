@@ -120,7 +120,13 @@ def init_state(
                 [make(p, c[i][1], host and c[i][0].dtype == jnp.uint8) for p, c, host in rows]
             )
     if clipping:
-        fields["gnorm_history"] = jax.tree.map(lambda _: jnp.zeros([HISTORY], jnp.float32), params)
+        fields["gnorm_history"] = jax.tree.map(
+            lambda p, stacked: jnp.zeros(
+                [*p.shape[:1], HISTORY] if stacked else [HISTORY], jnp.float32
+            ),
+            params,
+            options.are_stacked(params),
+        )
     state = state_type(**fields)
     # An array in host memory is tied to its device. The others are, too, after a step: from the
     # beginning, the second step is no other program than the first.

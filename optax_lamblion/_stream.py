@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optax_lamblion import _donation
+from optax_lamblion import _together
 from optax_lamblion._leaf import STEPS, Leaf
 from optax_lamblion._placement import DEVICE, HOST
 from pallas_kernels.blocks import as_rows
 from pallas_kernels.dtypes import promote
 from pallas_kernels.pieces import GRAIN
-from pallas_kernels.step import Spec, ratio_of_grains
+from pallas_kernels.step import Spec, ratio, sum_of_grains
 
 
 class Plan(NamedTuple):
@@ -32,8 +32,13 @@ class Plan(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(plan: Plan, leaves):
-    """Steps all leaves.
+def run(plan: Plan, region, leaves):
+    """Steps all leaves, whose state is in host memory.
+
+    Args:
+      plan: `Plan`.
+      region: `_mesh.Region` of the leaves.
+      leaves: `Leaf` without `spec`.
 
     Returns:
       For every leaf `(out, slots, absmaxes)` as from `_dispatch.step`, state on the host.
@@ -41,14 +46,13 @@ def run(plan: Plan, leaves):
     in_pieces = {part.leaf for page in plan.pages for part in page if part.phase != "whole"}
     streams: list[Any] = []
     for i, (spec, leaf) in enumerate(zip(plan.specs, leaves, strict=True)):
-        # The state may be in host memory with a type that does not say so, as after a restore, or
-        # still on the device. For XLA it is then no transfer, or the one that is needed.
+        # In a region, types may have forgotten where the state is. For XLA it is no transfer.
         slots, absmaxes = jax.device_put((leaf.slots, leaf.absmaxes), HOST)
-        if i == 0:
-            slots = _donation.repair(slots)
         leaf = leaf._replace(spec=spec, slots=slots, absmaxes=absmaxes)
-        kind = _InPieces if i in in_pieces else _Whole
-        streams.append(kind(leaf, plan.implementation))
+        if i in in_pieces:
+            streams.append(_InPieces(leaf, plan.implementation, region.of([i])))
+        else:
+            streams.append(_Whole(leaf))
     stepped = []
     for i, page in enumerate(plan.pages):
         here = [streams[part.leaf] for part in page]
@@ -60,13 +64,14 @@ def run(plan: Plan, leaves):
             )
         sources = [stream.read(part) for stream, part in zip(here, page, strict=True)]
         fetched = jax.device_put(sources, DEVICE)
-        stepped.append(
-            [
-                x
-                for stream, part, state in zip(here, page, fetched, strict=True)
-                for x in stream.step(part, *state)
-            ]
-        )
+        if page[0].phase == "whole":
+            given = [stream.leaf(*state) for stream, state in zip(here, fetched, strict=True)]
+            numbers = [part.leaf for part in page]
+            results = _together.step(given, plan.implementation, region, numbers)
+            done = [x.take(*result) for x, result in zip(here, results, strict=True)]
+        else:
+            done = [here[0].step(page[0], *fetched[0])]
+        stepped.append([x for arrays in done for x in arrays])
     return [stream.result() for stream in streams]
 
 
@@ -98,8 +103,8 @@ def _wait(streams, stepped):
 class _Whole:
     """A leaf that is stepped whole, on its way through a step."""
 
-    def __init__(self, leaf: Leaf, implementation):
-        self._leaf, self._implementation = leaf, implementation
+    def __init__(self, leaf: Leaf):
+        self._leaf = leaf
         self.state, self.grad = (leaf.slots, leaf.absmaxes), None
         self.target: Any = None
 
@@ -107,12 +112,13 @@ class _Whole:
         """Slots and scales, on the host."""
         return self.state
 
-    def step(self, part, slots, absmaxes):
-        """Steps it, from slots and scales on the device. Returns what is there when it is done."""
-        spec, g, p, _, _, s, key = self._leaf
-        self.target, *state = STEPS["step"](
-            spec, g, p, slots, absmaxes, s, key, implementation=self._implementation
-        )
+    def leaf(self, slots, absmaxes):
+        """It, with slots and scales on the device."""
+        return self._leaf._replace(slots=slots, absmaxes=absmaxes)
+
+    def take(self, target, *state):
+        """Takes what its step has made. Returns what is there when it is done."""
+        spec, self.target = self._leaf.spec, target
         self.state = jax.device_put(state, HOST)
         # Signs are all that is left of a step of Lion: it is as well if their use comes later.
         left = [] if spec.rule.from_old and spec.emit == "updates" else [self]
@@ -126,8 +132,8 @@ class _Whole:
 class _InPieces:
     """A leaf that is stepped in pieces, on its way through a step."""
 
-    def __init__(self, leaf: Leaf, implementation):
-        spec, self._leaf = leaf.spec, leaf
+    def __init__(self, leaf: Leaf, implementation, region):
+        spec, self._leaf, self._region = leaf.spec, leaf, region
         self._call = {
             name: functools.partial(STEPS[name], spec, implementation=implementation)
             for name in ("step_piece", "moments_piece", "apply_piece")
@@ -160,7 +166,9 @@ class _InPieces:
         start, state = jnp.int32(part.begin), (slots, absmaxes)
         if part.phase == "apply":
             if self._ratio is None:
-                self._ratio = ratio_of_grains(jnp.concatenate(self._sums), s)
+                layers = g.shape[0] if self._leaf.spec.stacked else None
+                sums = sum_of_grains(jnp.concatenate(self._sums), layers)
+                self._ratio = ratio(self._region.total([0], [sums])[0], s)
             self.target = self._call["apply_piece"](
                 g, p, self.target, start, *state, s, self._ratio
             )

@@ -22,7 +22,7 @@ from optax_lamblion._steps import step_leaves
 from optax_lamblion._trees import bools_like, path_string
 from pallas_kernels import rules
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.hashing import mix
+from pallas_kernels.hashing import Key, mix
 from pallas_kernels.step import Spec
 
 
@@ -80,9 +80,9 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
     slot_names = tuple(codecs)
     absmax_names = tuple(f"{name}_absmax" for name in slot_names)
 
-    def spec(decays, emit):
+    def spec(decays, emit, stacked):
         decay = ("decoupled" if c.adam_w_mode else "coupled") if decays else None
-        return Spec(c.rule, tuple(codecs.values()), block_size, decay, emit)
+        return Spec(c.rule, tuple(codecs.values()), block_size, decay, emit, stacked=stacked)
 
     def init(params):
         if c.paged:
@@ -138,41 +138,50 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 strict=True,
             )
 
-        def prepare(name, g, p, decay, old, old_absmaxes, history):
-            """What the step of a leaf is made from, and its norms so far."""
+        def check(name, g, p, old, old_absmaxes):
             _checks.check_gradient(name, g)
             _state.check_leaf(name, g, (slot_names, old), old_absmaxes, block_size)
             _checks.check_param(name, g, p)
-            s = scalars
-            if clipping:
-                squared = _clipping.squared_norm(g)
-                history, scale = _clipping.record(history, squared, count, c.percentile_clipping)
-                s = s._replace(grad_scale=scale)
+
+        def prepare(name, g, p, decay, stacked, old, old_absmaxes, grad_scale):
+            """What the step of a leaf is made from."""
+            s = scalars._replace(grad_scale=grad_scale)
             if not isinstance(decay, bool):  # a traced mask
                 s = s._replace(weight_decay=jnp.where(decay, s.weight_decay, 0))
             used = tuple(
                 a if x.dtype == jnp.uint8 else None for a, x in zip(old_absmaxes, old, strict=True)
             )
-            leaf_key = key, jnp.uint32(zlib.crc32(name.encode()))
-            static = spec(decay is not False, "params" if apply else "updates")
-            return Leaf(static, g, p, old, used, s, leaf_key), history
+            leaf_key = Key(key, jnp.uint32(zlib.crc32(name.encode())))
+            static = spec(decay is not False, "params" if apply else "updates", stacked)
+            return Leaf(static, g, p, old, used, s, leaf_key)
 
         paths = [path_string(path) for path, _ in paths_and_grads]
         grads = [g for _, g in paths_and_grads]
         decay = leaves(_decay_mask(c.mask, params)) if decays else [False] * len(grads)
         histories = leaves(state.gnorm_history)
         slots, absmaxes = list(columns(*slot_names)), list(columns(*absmax_names))
-        given: list[Any] = [None] * len(grads)
-        rows = zip(paths, grads, leaves(params), decay, slots, absmaxes, histories, strict=True)
-        for i, row in enumerate(list(rows)):
-            if grads[i] is not None:
-                given[i], histories[i] = prepare(*row)
+        stacked = treedef.flatten_up_to(options.are_stacked(updates))
+        params_leaves = leaves(params)
+        there = [i for i, g in enumerate(grads) if g is not None]
+        for i in there:
+            check(paths[i], grads[i], params_leaves[i], slots[i], absmaxes[i])
+        scales: list[Any] = [None] * len(grads)
+        if clipping:
+            squared = _clipping.squared_norms(
+                [grads[i] for i in there], [stacked[i] for i in there], options.norm_axes
+            )
+            for i, x in zip(there, squared, strict=True):
+                histories[i], scales[i] = _clipping.record(
+                    histories[i], x, count, c.percentile_clipping
+                )
+        rows = zip(paths, grads, params_leaves, decay, stacked, slots, absmaxes, scales, strict=True)
+        given = [None if row[1] is None else prepare(*row) for row in rows]
 
         paged = [False] * len(grads)
         if c.paged:
             paged = leaves(_state.paged_leaves(c.rule, state, block_size, options))
         outs: list[Any] = [None] * len(grads)
-        for i, (out, slots[i], new) in step_leaves(given, paged, options).items():
+        for i, (out, slots[i], new) in step_leaves(given, paged, options, paths).items():
             outs[i] = Applied(out) if apply else out
             # A leaf without codes keeps what stands for its scales.
             absmaxes[i] = tuple(

@@ -15,6 +15,7 @@ from jax.lax import platform_dependent
 
 from pallas_kernels import mosaic, xla
 from pallas_kernels.mosaic_tile import TILE, why_not_blocks
+from pallas_kernels.places import is_divided
 from pallas_kernels.step import Spec, coded
 
 IMPLEMENTATIONS = ("mosaic", "xla")
@@ -25,26 +26,71 @@ _OLDEST = 8.0
 
 def step(spec: Spec, g, p, slots, absmaxes, s, key, implementation=None):
     """One optimizer step of one leaf, see `xla.step`, by the implementation that fits."""
+    arrays = g, p, slots, absmaxes, s, _needed(spec, key)
+    return _choose_for_leaf(spec, g, p, slots, implementation, mosaic.step, xla.step, arrays)
+
+
+def moments(spec: Spec, g, p, slots, absmaxes, s, key, implementation=None):
+    """The new state of a leaf, of which other devices have parts.
+
+    Returns:
+      `(slots, absmaxes, sums, of_tiles)`: see `xla.moments` and `mosaic.moments`.
+    """
+
+    def general(spec, g, p, slots, *others):
+        unknown = mosaic.unknown_tiles(spec, g, p, slots) if may_be_kernel else None
+        return *xla.moments(spec, g, p, slots, *others), unknown
+
+    may_be_kernel = _why_not_leaf(spec, g, p, slots) is None
+    arrays = g, p, slots, absmaxes, s, _needed(spec, key)
+    return _choose_for_leaf(spec, g, p, slots, implementation, mosaic.moments, general, arrays)
+
+
+def apply(spec: Spec, g, p, slots, absmaxes, s, ratio, of_tiles, implementation=None):
+    """What a leaf makes of the new state that `moments` returned: see `xla.apply`."""
+
+    def general(spec, *others):
+        return xla.apply(spec, *others[:-1])
+
+    arrays = g, p, slots, absmaxes, s, ratio, of_tiles
+    return _choose_for_leaf(spec, g, p, slots, implementation, mosaic.apply, general, arrays)
+
+
+def _choose_for_leaf(spec, g, p, slots, implementation, kernel, general, arrays):
     if g.size < TILE or not all(map(coded, slots)):
         implementation = "xla"
-    return choose(
-        implementation,
-        why_not_array(g, spec.block_size, *(() if p is None else (p.dtype,))),
-        functools.partial(mosaic.step, spec),
-        functools.partial(xla.step, spec),
-        (g, p, slots, absmaxes, s, key),
-    )
+    why_not = _why_not_leaf(spec, g, p, slots)
+    kernel, general = (functools.partial(function, spec) for function in (kernel, general))
+    return choose(implementation, why_not, kernel, general, arrays)
+
+
+def _why_not_leaf(spec, g, p, slots):
+    if not all(map(coded, slots)):
+        return "the kernels are for 8-bit state"
+    why_not = why_not_array(g, spec.block_size, *(() if p is None else (p.dtype,)))
+    return why_not or _why_not_layers(spec, g)
+
+
+def _why_not_layers(spec, g):
+    if spec.stacked and g.size // max(g.shape[0], 1) % TILE:
+        return f"layers of a stack must have a multiple of {TILE} elements"
+    return None
+
+
+def _needed(spec, key):
+    """The key if a step rounds at random, or None: then XLA need not make it."""
+    return key if any(slot.second_moment for slot in spec.rule.slots) else None
 
 
 def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, implementation=None):
     """The step of a piece of a leaf, see `xla.step_piece`."""
-    arrays = g, p, target, start, slots, absmaxes, s, key
+    arrays = g, p, target, start, slots, absmaxes, s, _needed(spec, key)
     return _choose_for_piece("step_piece", spec, g, target, slots, implementation, arrays)
 
 
 def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, implementation=None):
     """The new state of a piece of a leaf, see `xla.moments_piece`."""
-    arrays = g, p, start, slots, absmaxes, s, key
+    arrays = g, p, start, slots, absmaxes, s, _needed(spec, key)
     return _choose_for_piece("moments_piece", spec, g, p, slots, implementation, arrays)
 
 
@@ -60,7 +106,7 @@ def _choose_for_piece(name, spec, g, other, slots, implementation, arrays):
     kernel, general = (getattr(module, name) for module in (mosaic, xla))
     return choose(
         implementation,
-        why_not_array(g, spec.block_size, other.dtype),
+        why_not_array(g, spec.block_size, other.dtype) or _why_not_layers(spec, g),
         functools.partial(kernel, spec),
         functools.partial(general, spec),
         arrays,
@@ -86,7 +132,7 @@ def choose(implementation, why_not, kernel, general, arrays):
         if why := why_not or _why_not_gpu():
             raise ValueError(f'`implementation="mosaic"` cannot run this: {why}. {_REMEDY}')
         return platform_dependent(*arrays, cuda=kernel, default=_refusing(general))
-    if implementation == "xla" or why_not or why_not_here() or _is_distributed(arrays[0]):
+    if implementation == "xla" or why_not or _why_not_gpu() or _is_distributed(arrays[0]):
         return general(*arrays)
     if not (_gpus() or _compiles_for_gpu()):
         return general(*arrays)  # tracing kernels that nobody will run takes time, too
@@ -120,15 +166,6 @@ def why_not_array(x, block_size, *dtypes):
 _DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.uint8)
 
 
-def why_not_here():
-    """Why None does not mean kernels in this process; None if it does where it is a GPU's turn."""
-    if why := _why_not_gpu():
-        return why
-    if (count := len(_gpus())) > 1:
-        return f"there are {count} GPUs, and a kernel does not divide its work among them by itself"
-    return None
-
-
 def describe():
     """`(implementation, why)` that None means for large 8-bit leaves in this process."""
     platform = jax.default_backend()
@@ -136,7 +173,7 @@ def describe():
         return "xla", "the kernels are for GPUs of NVIDIA"
     if platform != "gpu":
         return "xla", f"the kernels are for GPUs of NVIDIA, and this is a {platform.upper()}"
-    if why := why_not_here():
+    if why := _why_not_gpu():
         return "xla", why
     capability = _gpus()[0].compute_capability
     return "mosaic", f"the GPU's compute capability is {capability}, and kernels move fewer bytes"
@@ -167,9 +204,11 @@ def _why_not_gpu():
 
 
 def _is_distributed(x):
-    """Whether a type says that an array is divided over devices, of which kernels know nothing."""
-    aval = jax.typeof(x)
-    return bool(aval.manual_axis_type.varying) or aval.sharding.mesh.size > 1
+    """Whether a type says that an array is divided over devices, of which kernels know nothing.
+
+    Or that it differs between them: JAX then has no type for what a kernel writes in place.
+    """
+    return bool(jax.typeof(x).manual_axis_type.varying) or is_divided(x)
 
 
 _REMEDY = (

@@ -5,9 +5,12 @@ So it is the same whatever the tensor's shape, the block size, the sharding and 
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from pallas_kernels.places import Place
 
 _GROUP = 256
 """Indices are kept as (index // 256, index % 256), to hold more than 32 bits."""
@@ -20,12 +23,27 @@ def mix(x):
     return x ^ (x >> 16)
 
 
+class Key(NamedTuple):
+    """The key of a leaf and step in its parts, which a kernel can put together by itself."""
+
+    step: Any
+    """uint32 scalar, as is `leaf`."""
+    leaf: Any
+    place: Place | None = None
+    """Where the shard of the leaf lies that is stepped, if it is one."""
+
+
 def whole_key(key):
-    """The key of a leaf and step: itself, or the parts that it is given in put together."""
-    return key[0] ^ key[1] if isinstance(key, tuple) else key
+    """The key of a leaf and step as one number; it may be one already."""
+    return key.step ^ key.leaf if isinstance(key, Key) else key
 
 
-def uniform(key, shape, first=None):
+def place_of(key) -> Place | None:
+    """The place of the shard that is stepped, or None."""
+    return key.place if isinstance(key, Key) else None
+
+
+def uniform(key, shape, first=None, place: Place | None = None):
     """Uniform float32 numbers between 1 and 2, one per element, from a uint32 key.
 
     Element `i` of the flattened tensor gets what a hash makes of `key` and `i`: the same in every
@@ -36,11 +54,17 @@ def uniform(key, shape, first=None):
       shape: Of the tensor, or of a piece of it.
       first: For a piece of a tensor, `(group, size)`: it begins at element `group * 256`, with a
         uint32 `group`, of a tensor of that size.
+      place: For a shard, where it lies in its tensor. A piece of a shard is in rows of blocks.
     """
-    group, lane = _flat_index(shape)
     size = math.prod(shape)
-    if first is not None:
-        group, size = group + first[0], first[1]
+    if place is None or first is None:
+        group, lane = _flat_index(shape, place)
+        if first is not None:
+            group, size = group + first[0], first[1]
+    else:
+        group, lane = _index_in_rows(shape, first[0], place)
+    if place is not None:
+        size = math.prod(place.shape)
     index = group * jnp.uint32(_GROUP) + lane
     return uniform_at(key, index, group >> 24 if size > 2**32 else None)
 
@@ -63,16 +87,18 @@ def uniform_at(key, index, high=None):
 _MULTIPLIER = 0x93D765DD
 
 
-def _flat_index(shape):
+def _flat_index(shape, place=None):
     """Each element's index in the flattened tensor as (index // 256, index % 256), in uint32.
 
     Written so that no intermediate exceeds 32 bits, whatever the tensor's size.
     """
     if not shape:
         return jnp.uint32(0), jnp.uint32(0)
-    *lead, last = shape
+    *lead, last = shape if place is None else place.shape
 
     def axis(i):
+        if place is not None:
+            return place.indices(shape, i)
         return jax.lax.broadcasted_iota(jnp.uint32, shape, i)
 
     row = jnp.zeros(shape, jnp.uint32)
@@ -85,3 +111,16 @@ def _flat_index(shape):
         block = block + (row >> 8) * jnp.uint32(rest)
         lane = lane + (row & 255) * jnp.uint32(rest)
     return block + (lane >> 8), lane & 255
+
+
+def _index_in_rows(shape, group, place):
+    """The same for rows of blocks from a shard; the first begins at its element `group * 256`."""
+    rows, block = shape
+    many = max(_GROUP // block, 1)  # blocks in a group
+    first = group * jnp.uint32(many) if block < _GROUP else group // jnp.uint32(block // _GROUP)
+    row = first + jax.lax.broadcasted_iota(jnp.uint32, (rows, 1), 0)
+    row = jnp.broadcast_to(place.block(row, block), shape)
+    lane = jax.lax.broadcasted_iota(jnp.uint32, shape, 1)
+    if block < _GROUP:
+        return row // jnp.uint32(many), row % jnp.uint32(many) * jnp.uint32(block) + lane
+    return row * jnp.uint32(block // _GROUP) + (lane >> 8), lane & 255

@@ -18,7 +18,7 @@ from pallas_kernels import step as shared
 from pallas_kernels.blocks import absmax_shape, as_rows
 from pallas_kernels.codecs import as_bytes, encode, encode_at_random
 from pallas_kernels.dtypes import promote
-from pallas_kernels.hashing import mix, uniform_at, whole_key
+from pallas_kernels.hashing import mix, place_of, uniform_at, whole_key
 from pallas_kernels.kernel_ladders import for_kernel
 from pallas_kernels.mosaic_launch import Small, Whole, run_leaf
 from pallas_kernels.mosaic_tile import cut
@@ -29,8 +29,6 @@ from pallas_kernels.step import Spec
 def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     """One optimizer step of one leaf with 8-bit slots: arguments and results of `xla.step`."""
     leaf, s = _Leaf.of(spec, g, p, slots, absmaxes), s.astype(jnp.float32).prepared()
-    if not any(slot.second_moment for slot in spec.rule.slots):
-        key = None  # and XLA need not make it
     call = _Call(spec, leaf, _Hyper.of(s, key), interpret)
     in_place = spec.emit == "params"
     out_dtype = promote(*(x.dtype for x in (g, p) if x is not None))
@@ -50,23 +48,60 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
         p = jax.tree.map(lambda x: x.astype(jnp.float32), p)  # None stays None
         return shared.update_from_signs(spec, signs, out_dtype, p, s), *leaf.stored()
 
-    read = dict(g=leaf.g, p=leaf.p)
-    _, sums = call(f"{name}_moments", _moments_body, read, dict(state=leaf.state), sums=3)
-    codes, scales = leaf.stored()
-    total = sums.total
-    ratio = rules.trust_ratio(jnp.sqrt(total[_PARAM]), jnp.sqrt(total[_UPDATE]), s)
+    codes, scales, sums, of_tiles = _moments(call)
+    ratio = shared.ratio(sums, s)
+    return _apply(call, g, p, codes, scales, s, ratio, of_tiles), codes, scales
+
+
+def moments(spec: Spec, g, p, slots, absmaxes, s, key, *, interpret=None):
+    """The new state of a leaf, of which other devices have parts.
+
+    Arguments and results of `xla.moments`, and what the kernel knows of its tiles, which spares
+    `apply` a read.
+    """
+    leaf, s = _Leaf.of(spec, g, p, slots, absmaxes), s.astype(jnp.float32).prepared()
+    return _moments(_Call(spec, leaf, _Hyper.of(s, key), interpret))
+
+
+def apply(spec: Spec, g, p, slots, absmaxes, s, ratio, of_tiles, *, interpret=None):
+    """What a leaf makes of its new state: see `xla.apply`."""
+    leaf, s = _Leaf.of(spec, g, p, (), ()), s.astype(jnp.float32).prepared()
+    call = _Call(spec, leaf, _Hyper.of(s, None), interpret)
+    return _apply(call, g, p, slots, absmaxes, s, ratio, of_tiles)
+
+
+def unknown_tiles(spec: Spec, g, p, slots):
+    """In place of what `moments` knows of its tiles: that it knows nothing."""
+    leaf = _Leaf.of(spec, g, p, (), ())._replace(shape=slots[0].shape)
+    call = _Call(spec, leaf, _Hyper((), None, (), ()), None)
+    return jnp.full((call.cut.tiles, 3), jnp.inf)
+
+
+def _moments(call):
+    leaf = call.leaf
+    read, written = dict(g=leaf.g, p=leaf.p), dict(state=leaf.state)
+    _, sums = call(f"{call.spec.rule.name}_moments", _moments_body, read, written, sums=3)
+    layers = call.layers
+    total = sums.total if layers is None else sums.of_layers(layers)
+    total = jnp.stack([total[..., _PARAM], total[..., _UPDATE]], -1)
+    return *leaf.stored(), total, sums.of_tiles
+
+
+def _apply(call, g, p, codes, scales, s, ratio, of_tiles):
+    spec, leaf = call.spec, call.leaf
     s = s._replace(step_size=s.step_size * ratio)
-    if in_place:
+    if spec.emit == "params":
         p_ref = jax.new_ref(leaf.p)
-        read = dict(g=leaf.g, sums=Small(sums.of_tiles), state=leaf.rows(codes, scales))
+        read = dict(g=leaf.g, sums=Small(of_tiles), state=leaf.rows(codes, scales))
         call = call._replace(hyper=_Hyper.of(s, None))
-        call(f"{name}_apply", _apply_body, read, dict(p=p_ref))
-        return jax.freeze(p_ref).reshape(p.shape), codes, scales
+        call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=p_ref))
+        return jax.freeze(p_ref).reshape(p.shape)
     # XLA fuses this pass with whatever applies the update, and moves as little for it.
+    out_dtype = promote(g.dtype, p.dtype)
     g, p = g.astype(jnp.float32), p.astype(jnp.float32)
     _, usable = shared.gradient(spec, g, p, s)
     direction = shared.direction_from_new(spec, codes, scales, usable, p, s, jnp.float32)
-    return (s.step_size * direction).astype(out_dtype), codes, scales
+    return (shared.by_layer(s.step_size, direction) * direction).astype(out_dtype)
 
 
 def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, *, interpret=None):
@@ -110,12 +145,17 @@ def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, i
         call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=Whole(p_ref)))
         return jax.freeze(p_ref).reshape(target.shape)
     g, p = piece.of(g).astype(jnp.float32), piece.of(p).astype(jnp.float32)
+    s = s._replace(
+        step_size=piece.by_rows(s.step_size),
+        grad_scale=None if s.grad_scale is None else piece.by_rows(s.grad_scale),
+    )
     _, usable = shared.gradient(spec, g, p, s)
     # In the shape of the leaf's view, of which scales are in rows, too.
     slots = tuple(x.reshape(g.shape) for x in slots)
     absmaxes = tuple(a.reshape(absmax_shape(g.shape, spec.block_size)) for a in absmaxes)
     direction = shared.direction_from_new(spec, slots, absmaxes, usable, p, s, jnp.float32)
-    return piece.put(target, (s.step_size * direction).astype(target.dtype))
+    update = shared.by_layer(s.step_size, direction) * direction
+    return piece.put(target, update.astype(target.dtype))
 
 
 def _piece(spec, g, p, start, slots, absmaxes, s, key=None, interpret=None):
@@ -124,8 +164,6 @@ def _piece(spec, g, p, start, slots, absmaxes, s, key=None, interpret=None):
     leaf = _Leaf.of(spec, g, p, slots, absmaxes)
     leaf = leaf._replace(g=Whole(leaf.g), p=None if p is None else Whole(leaf.p))
     s = s.astype(jnp.float32).prepared()
-    if not any(slot.second_moment for slot in spec.rule.slots):
-        key = None
     return piece, _Call(spec, leaf, _Hyper.of(s, key), interpret, piece), s
 
 
@@ -227,7 +265,8 @@ def _new_moments(spec, tile, s, key, given, state):
         absmax = tile.max(jnp.abs(value) if slot.signed else value)
         scale = tile.spread(codec.scale(absmax))
         if slot.second_moment:
-            height = uniform_at(mix(key + jnp.uint32(i)), *tile.index())
+            index = tile.index(place_of(key))
+            height = uniform_at(mix(whole_key(key) + jnp.uint32(i)), *index)
             codes, roots = encode_at_random(codec, value, scale, height, keep_nonzero=True)
             # At hand already, where the codes would have to be decoded.
             stored.append(shared.Decoded(roots, codec.top_level**-0.5))
@@ -294,6 +333,8 @@ class _Leaf(NamedTuple):
     shape: tuple[int, ...]
     absmax_shapes: tuple[tuple[int, ...], ...]
     block_size: int
+    layers: int
+    """Length of the first axis of the whole leaf."""
 
     @classmethod
     def of(cls, spec, g, p, slots, absmaxes):
@@ -305,7 +346,9 @@ class _Leaf(NamedTuple):
             tuple(jax.new_ref(a.reshape(-1)) for a in absmaxes),
         )
         shapes = tuple(a.shape for a in absmaxes)
-        return cls(rows(g), rows(p), state, slots[0].shape, shapes, spec.block_size)
+        shape = slots[0].shape if slots else g.shape
+        layers = g.shape[0] if g.ndim else 1
+        return cls(rows(g), rows(p), state, shape, shapes, spec.block_size, layers)
 
     def stored(self):
         """The codes and scales that were written, in their own shapes."""
@@ -325,19 +368,29 @@ class _Hyper(NamedTuple):
     """The scalars of a step as kernels get them, in small arrays; the key may have two parts."""
 
     floats: Any
+    by_layer: Any
+    """Those of which every layer of a stack has its own, `(scalars, layers)`; None if there are
+    none."""
     key: Any
-    names: tuple[str, ...]
+    names: tuple[tuple[str, ...], tuple[str, ...]]
 
     @classmethod
     def of(cls, s, key):
         given = {name: value for name, value in s._asdict().items() if value is not None}
+        for_all = {name: value for name, value in given.items() if not value.ndim}
+        by_layer = {name: value for name, value in given.items() if value.ndim}
         return cls(
-            jnp.stack(list(given.values())), jax.tree.map(lambda x: x.reshape(1), key), tuple(given)
+            jnp.stack(list(for_all.values())),
+            jnp.stack(list(by_layer.values())) if by_layer else None,
+            jax.tree.map(lambda x: x.reshape(1), key),
+            (tuple(for_all), tuple(by_layer)),
         )
 
-    def scalars(self, floats):
-        """`rules.Scalars`, from the array or a reference to it."""
-        return rules.Scalars(**{name: floats[i] for i, name in enumerate(self.names)})
+    def scalars(self, floats, by_layer, layer):
+        """`rules.Scalars` of a layer, from references to the arrays."""
+        for_all, own = self.names
+        values = {name: floats[i] for i, name in enumerate(for_all)}
+        return rules.Scalars(**values, **{name: by_layer[i, layer] for i, name in enumerate(own)})
 
 
 class _Call(NamedTuple):
@@ -349,6 +402,18 @@ class _Call(NamedTuple):
     interpret: Any
     piece: Piece | None = None
 
+    @property
+    def cut(self):
+        """How the leaf is cut into tiles."""
+        leaf = self.leaf
+        dtypes = [x.dtype for x in jax.tree.leaves((leaf.g, leaf.p))]
+        return cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(self.spec))
+
+    @property
+    def layers(self):
+        """How many layers are stacked in the leaf; None if it is no stack."""
+        return self.leaf.layers if self.spec.stacked else None
+
     def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any]:
         spec, hyper = self.spec, self.hyper
         codecs = zip(spec.rule.slots, spec.codecs, strict=True)
@@ -357,17 +422,17 @@ class _Call(NamedTuple):
         )
 
         def with_scalars(tile, small, written, out, sums):
-            key = whole_key(jax.tree.map(lambda ref: ref[0], small["key"]))
-            s = hyper.scalars(small["floats"])
+            key = jax.tree.map(lambda ref: ref[0], small["key"])
+            layer = None if hyper.by_layer is None else tile.layer(self.layers)
+            s = hyper.scalars(small["floats"], small["by_layer"], layer)
             body(spec, tile, s, key, small["read"], written, out, sums)
 
-        leaf = self.leaf
-        dtypes = [x.dtype for x in jax.tree.leaves((leaf.g, leaf.p))]
+        small = dict(floats=hyper.floats, by_layer=hyper.by_layer, key=hyper.key)
         return run_leaf(
             name,
             with_scalars,
-            cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(spec)),
-            dict(floats=Small(hyper.floats), key=jax.tree.map(Small, hyper.key), read=read),
+            self.cut,
+            dict(jax.tree.map(Small, small), read=read),
             written,
             out or {},
             sums=sums,

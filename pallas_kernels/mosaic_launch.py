@@ -39,6 +39,10 @@ class Sums(NamedTuple):
         """Over the whole leaf."""
         return self._after(0)
 
+    def of_layers(self, layers):
+        """Over every layer of a stack, which consists of whole tiles."""
+        return jnp.sum(self.of_tiles.reshape(layers, -1, self.of_tiles.shape[1]), axis=1)
+
     def of_grains(self):
         """Over every grain."""
         tiles = GRAIN // (self.cut.rows * self.cut.block)  # in a grain

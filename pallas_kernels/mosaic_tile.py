@@ -8,6 +8,7 @@ same treatment from XLA: `Rest` has the methods of `Tile`, and one function serv
 Mosaic GPU is experimental. What differs between the versions of JAX that are supported is here.
 """
 
+import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.pieces import Piece
+from pallas_kernels.pieces import GRAIN, Piece
+from pallas_kernels.places import Place
 
 _WARPS, _LANES = 4, 32
 PER_THREAD = 32
@@ -107,8 +109,11 @@ class _Rows:
         """The sum over all rows."""
         return jnp.sum(jnp.sum(x, axis=1), axis=0)
 
-    def index(self):
-        """Each element's index in the flattened leaf modulo 2**32, and what is beyond or None."""
+    def index(self, place: Place | None = None):
+        """Each element's index in the flattened leaf modulo 2**32, and what is beyond or None.
+
+        Of a shard, it is the index in the whole tensor.
+        """
 
         def iota(axis):
             return lax.broadcasted_iota(jnp.int32, self._shape, axis).astype(jnp.uint32)
@@ -117,6 +122,8 @@ class _Rows:
         if self._piece is not None:
             first, size = first + self._piece.begin(2), self._piece.leaf_size
         row = lax.convert_element_type(first, jnp.uint32) + iota(0)
+        if place is not None:
+            row, size = place.block(row, block), math.prod(place.shape)
         low = row * jnp.uint32(block) + iota(1)
         if size <= 2**32:
             return low, None
@@ -161,6 +168,14 @@ class Tile(_Rows):
             ref[rows] = value
         else:
             _store(ref.at[rows], value)
+
+    def layer(self, layers):
+        """The number of the layer that the tile is part of, where they consist of whole tiles."""
+        leaf_size, tile = self._cut.size, self._cut.rows * self._cut.block
+        first = 0
+        if self._piece is not None:
+            leaf_size, first = self._piece.leaf_size, self._piece.start * (GRAIN // tile)
+        return lax.div(self.number + first, jnp.int32(leaf_size // layers // tile))
 
     def shortcut(self, condition, short, general):
         """Runs `short` if the condition holds, and else `general`, which is right in any case."""

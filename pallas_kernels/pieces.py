@@ -21,6 +21,14 @@ CUTTABLE = 16 * GRAIN
 """The fewest elements of a leaf that is cut."""
 
 
+def can_be_cut(size, layers=None):
+    """Whether a leaf with so many elements, in a stack of so many layers, can be in pieces.
+
+    A layer, if it has norms of its own, has to begin with a grain.
+    """
+    return size >= CUTTABLE and (layers is None or size // layers % GRAIN == 0)
+
+
 class Piece(NamedTuple):
     """Where a piece lies in its leaf.
 
@@ -55,6 +63,16 @@ class Piece(NamedTuple):
     def count(self, ndim):
         """The number of its rows, or elements."""
         return self.size // self.block if ndim == 2 else self.size
+
+    def by_rows(self, value):
+        """Of a value for every layer of a stack, that of every row of the piece; or a scalar."""
+        if not value.ndim:
+            return value
+        grains = self.leaf_size // GRAIN // value.size  # in a layer
+        value = lax.dynamic_slice_in_dim(
+            jnp.repeat(value, grains), self.start, self.size // GRAIN
+        )
+        return jnp.repeat(value, GRAIN // self.block)
 
     @property
     def first(self):

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from pallas_kernels import rules
 from pallas_kernels.blocks import spread
 from pallas_kernels.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
-from pallas_kernels.pieces import CUTTABLE, squares
+from pallas_kernels.pieces import can_be_cut, squares
+from pallas_kernels.places import is_divided
 
 SKIP = -128
 """Among signs stored as int8: leave this element alone."""
@@ -36,6 +37,11 @@ class Spec(NamedTuple):
     """What a step returns: "updates" to be added to the parameters, or the new "params"."""
     per_thread: int | None = None
     """Elements that a thread of a kernel holds; None for what suits the rule."""
+    stacked: bool = False
+    """Whether a leaf is a stack of layers along its first axis, each with norms of its own. Scalars
+    that depend on a norm are then vectors with a value for every layer."""
+    absmax_axes: tuple[str, ...] = ()
+    """Mesh axes over which a block is divided, without `block_size`: its shards share a scale."""
 
 
 def coded(slot):
@@ -46,7 +52,7 @@ def coded(slot):
 def gradient(spec, g, p, s):
     """The gradient as the moments see it, and which of its elements they can take."""
     if s.grad_scale is not None:
-        g = s.grad_scale * g
+        g = by_layer(s.grad_scale, g) * g
     if spec.decay == "coupled":
         g = g + s.weight_decay * p
     return g, jnp.abs(g) <= spec.rule.grad_limit
@@ -141,6 +147,14 @@ def scales_for_step(spec, slots, absmaxes, s):
     return tuple(scale(*column) for column in columns)
 
 
+def by_layer(value, x):
+    """A scalar; or a vector with a value for every layer of the stack `x`, shaped to multiply it.
+
+    What counts as a layer is what lies behind an index of the first axis.
+    """
+    return value.reshape(-1, *(1,) * (x.ndim - 1)) if value.ndim else value
+
+
 # -------------------------------------------------------------------------------- whole leaves
 
 
@@ -170,22 +184,25 @@ def load(spec, slots, absmaxes, dtype):
     return decode_slots(spec, slots, scales, dtype)
 
 
-def norm(x):
-    """The Euclidean norm."""
-    # A small leaf is never cut, nor is one that is divided over devices, whose shape is not to be
-    # touched.
-    if x.size < CUTTABLE or jax.typeof(x).sharding.mesh.size > 1:
-        return jnp.sqrt(jnp.sum(jnp.square(x)))
-    return norm_of_grains(squares(x))
+def sum_of_squares(spec, x):
+    """The sum of squares of a leaf; of a stack that of every layer, in a vector."""
+    layers = x.shape[0] if spec.stacked else None
+    # A small leaf is never cut. One that XLA divides over devices is not to change its shape.
+    if not can_be_cut(x.size, layers) or is_divided(x):
+        return jnp.sum(jnp.square(x), axis=tuple(range(spec.stacked, x.ndim)))
+    return sum_of_grains(squares(x), layers)
 
 
-def ratio_of_grains(sums, s):
-    """The trust ratio of a leaf, from the squares of parameters and direction in all its grains."""
-    of_params, of_direction = map(norm_of_grains, sums.T)
-    return rules.trust_ratio(of_params, of_direction, s.astype(sums.dtype))
-
-
-def norm_of_grains(squares):
-    """The Euclidean norm of a leaf, from the sums of squares of all its grains."""
+def sum_of_grains(sums, layers=None):
+    """The sum of a leaf, or the sums of every layer, from those of all its grains (axis 0)."""
     # Without the barrier XLA makes one sum of the two, in another order.
-    return jnp.sqrt(jnp.sum(jax.lax.optimization_barrier(squares)))
+    sums = jax.lax.optimization_barrier(sums)
+    if layers is not None:
+        sums = sums.reshape(layers, len(sums) // layers, *sums.shape[1:])
+    return jnp.sum(sums, axis=0 if layers is None else 1)
+
+
+def ratio(sums, s):
+    """The trust ratio, from the sums of squares of parameters and direction in the last axis."""
+    norms = jnp.sqrt(sums)
+    return rules.trust_ratio(norms[..., 0], norms[..., 1], s.astype(sums.dtype))

@@ -10,14 +10,13 @@ writes direction and slot in one pass.)
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.lax import optimization_barrier, platform_dependent
+from jax.lax import optimization_barrier, platform_dependent, pmax
 
-from pallas_kernels import rules
 from pallas_kernels import step as shared
 from pallas_kernels.blocks import absmax_shape, as_rows, block_absmax, spread
 from pallas_kernels.codecs import as_bytes, encode
 from pallas_kernels.dtypes import compute_dtype, promote
-from pallas_kernels.hashing import mix, uniform, whole_key
+from pallas_kernels.hashing import mix, place_of, uniform, whole_key
 from pallas_kernels.pieces import Piece, squares
 from pallas_kernels.step import Spec, coded
 
@@ -32,8 +31,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, first=None):
       slots: Arrays in the parameter's shape: uint8 codes, or floating point.
       absmaxes: One per slot; None for slots that are not codes.
       s: `rules.Scalars`.
-      key: uint32 scalar, different for every leaf and step; or a pair of them, one for the step and
-        one for the leaf, which a kernel can put together by itself.
+      key: uint32 scalar, different for every leaf and step, or a `hashing.Key`.
       first: Where the arrays begin if they are a piece of a leaf, see `hashing.uniform`.
 
     Returns:
@@ -48,14 +46,44 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, first=None):
         return out, *stored
     direction = _in_memory(_direction(spec, given, stored))
     if spec.rule.trust_ratio:
-        ratio = rules.trust_ratio(shared.norm(given.p), shared.norm(direction), given.s)
+        ratio = shared.ratio(_sums(spec, given.p, direction), given.s)
         if any(map(coded, slots)):
             # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
             again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
             ratio, stored_again = again
             direction = _direction(spec, given, stored_again)
-        direction = ratio * direction
+        direction = shared.by_layer(ratio, direction) * direction
     return _emitted(spec, given, given.s.step_size * direction), *stored
+
+
+# ------------------------------------------- a step with a trust ratio, on either side of the norms
+
+
+def moments(spec: Spec, g, p, slots, absmaxes, s, key):
+    """The new state of a leaf, of which other devices have parts: arguments as for `step`.
+
+    Returns:
+      `(slots, absmaxes, sums)`. `sums` are the squares of parameters and direction, `(2,)` or
+      `(layers, 2)`, to be added up over the devices for `step.ratio`.
+    """
+    given = _given(spec, g, p, s)
+    _, stored = _new_state(spec, given, slots, absmaxes, key, None)
+    direction = _in_memory(_direction(spec, given, stored))
+    return *stored, _sums(spec, given.p, direction)
+
+
+def apply(spec: Spec, g, p, slots, absmaxes, s, ratio):
+    """What a leaf makes of its new state: updates or parameters."""
+    given = _given(spec, g, p, s)
+    # By itself: along with the first pass, XLA would keep a direction in memory between the two.
+    slots, absmaxes, ratio = optimization_barrier((slots, absmaxes, ratio))
+    direction = _direction(spec, given, (slots, absmaxes))
+    direction = shared.by_layer(ratio.astype(given.dtype), direction) * direction
+    return _emitted(spec, given, given.s.step_size * direction)
+
+
+def _sums(spec, *arrays):
+    return jnp.stack([shared.sum_of_squares(spec, x) for x in arrays], -1)
 
 
 # ------------------------------------------------------------------------ a leaf that is in pieces
@@ -78,7 +106,7 @@ def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key):
     Returns:
       `(target, slots, absmaxes)`.
     """
-    piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
+    piece, slots, absmaxes, s = _piece(spec, g, start, slots, absmaxes, s)
     p = target if spec.emit == "params" else p
     out, *stored = step(spec, piece.of(g), piece.of(p), slots, absmaxes, s, key, piece.first)
     return piece.put(target, out), *_flat(*stored)
@@ -89,9 +117,9 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key):
 
     Returns:
       `(slots, absmaxes, sums)`. `sums` has a row for every grain, with the squares of parameters
-      and direction, for `ratio_of_grains`.
+      and direction, for `step.sum_of_grains`.
     """
-    piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
+    piece, slots, absmaxes, s = _piece(spec, g, start, slots, absmaxes, s)
     given = _given(spec, piece.of(g), piece.of(p), s)
     _, stored = _new_state(spec, given, slots, absmaxes, key, piece.first)
     direction = _in_memory(_direction(spec, given, stored))
@@ -100,19 +128,22 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key):
 
 def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio):
     """The second part of a step with a trust ratio, from the new state: returns `target`."""
-    piece, slots, absmaxes = _piece(spec, g, start, slots, absmaxes)
+    piece, slots, absmaxes, s = _piece(spec, g, start, slots, absmaxes, s)
     p = target if spec.emit == "params" else p
     given = _given(spec, piece.of(g), piece.of(p), s)
-    direction = ratio.astype(given.dtype) * _direction(spec, given, (slots, absmaxes))
+    direction = _direction(spec, given, (slots, absmaxes))
+    direction = shared.by_layer(piece.by_rows(ratio).astype(given.dtype), direction) * direction
     return piece.put(target, _emitted(spec, given, given.s.step_size * direction))
 
 
-def _piece(spec, g, start, slots, absmaxes):
+def _piece(spec, g, start, slots, absmaxes, s):
     block = spec.block_size or 256
     piece = Piece(start, slots[0].size, g.size, block)
     slots = tuple(as_rows(x, block) if g.size % block == 0 else x.reshape(-1) for x in slots)
     shape = absmax_shape(slots[0].shape, block)
-    return piece, slots, tuple(None if a is None else a.reshape(shape) for a in absmaxes)
+    if s.grad_scale is not None:
+        s = s._replace(grad_scale=piece.by_rows(s.grad_scale))
+    return piece, slots, tuple(None if a is None else a.reshape(shape) for a in absmaxes), s
 
 
 def _flat(slots, absmaxes):
@@ -171,7 +202,7 @@ def _new_state(spec, given, slots, absmaxes, key, first):
         else:
             out = shared.signs(mixed, usable)
     new_absmaxes = tuple(
-        block_absmax(new, spec.block_size) if coded(x) else None
+        _absmax(spec, new) if coded(x) else None
         for new, x in zip(moments(slots, absmaxes), slots, strict=True)
     )
     stage = out, new_absmaxes, slots, absmaxes
@@ -187,6 +218,11 @@ def _new_state(spec, given, slots, absmaxes, key, first):
     if any_coded and not spec.rule.from_old:
         stored = optimization_barrier(stored)
     return out, stored
+
+
+def _absmax(spec, x):
+    absmax = block_absmax(x, spec.block_size)
+    return pmax(absmax, spec.absmax_axes) if spec.absmax_axes else absmax
 
 
 def _direction(spec, given, stored):
@@ -209,7 +245,7 @@ def _same(x):
 
 def _store(spec, values, slots, absmaxes, key, first):
     """Values as slots, in the precision that the slots have."""
-    out, key = [], whole_key(key)
+    out, place, key = [], place_of(key), whole_key(key)
     for i, (slot, codec, value, x, absmax) in enumerate(
         zip(spec.rule.slots, spec.codecs, values, slots, absmaxes, strict=True)
     ):
@@ -217,7 +253,7 @@ def _store(spec, values, slots, absmaxes, key, first):
             scale = spread(codec.scale(absmax), x.shape, spec.block_size).astype(value.dtype)
             height = None
             if slot.second_moment:
-                height = uniform(mix(key + jnp.uint32(i)), x.shape, first)
+                height = uniform(mix(key + jnp.uint32(i)), x.shape, first, place)
             codes = encode(codec, value, scale, height, keep_nonzero=slot.second_moment)
             value = as_bytes(codes)
         out.append(value.astype(x.dtype))

@@ -12,7 +12,7 @@ from pallas_kernels.blocks import as_rows
 from pallas_kernels.mosaic_launch import Sums
 from pallas_kernels.mosaic_tile import INTERPRET
 from pallas_kernels.pieces import CUTTABLE, GRAIN
-from pallas_kernels.step import ratio_of_grains
+from pallas_kernels.step import ratio, sum_of_grains
 from tests.kernels.test_mosaic import Leaf, identity
 
 # In grains. Of different lengths, and the last one ragged where the leaf is.
@@ -50,10 +50,10 @@ def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
             *state, of_piece = call("moments_piece")(g, p, start, *state, s, key)
             new.append(state)
             sums.append(of_piece)
-        ratio = ratio_of_grains(jnp.concatenate(sums), s)
+        factor = ratio(sum_of_grains(jnp.concatenate(sums)), s)
         p = None if to_params else p
         for (start, *_), state in zip(pieces, new, strict=True):
-            target = call("apply_piece")(g, p, target, start, *state, s, ratio)
+            target = call("apply_piece")(g, p, target, start, *state, s, factor)
     else:
         for start, *state in pieces:
             target, *state = call("step_piece")(g, p, target, start, *state, s, key)
