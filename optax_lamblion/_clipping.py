@@ -67,7 +67,7 @@ class _SquaredNorms(NamedTuple):
         """The `Split` of every gradient."""
         return [split_for(g.shape, [axes(g)], sizes, None) for g in grads]
 
-    def local(self, splits, places, grads):
+    def local(self, region, splits, grads):
         """Gradients know nothing of their place."""
         return grads
 

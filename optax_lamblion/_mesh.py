@@ -40,15 +40,19 @@ class Region:
     """For every leaf, the mesh axes over which it is divided."""
     axes: tuple[str, ...] = dataclasses.field(default=(), metadata=_STATIC)
     """All mesh axes over which some leaf is."""
+    late: bool = dataclasses.field(default=False, metadata=_STATIC)
+    """Whether it is traced when XLA divides the program: JAX's types and annotations of memories do
+    not reach there."""
     places: tuple[Any, ...] = ()
     """The `Place` of the shard of every leaf; None where it is not known, or is all of it."""
 
     def of(self, numbers):
         """The region of these leaves alone."""
-        if not self.axes:
+        if not self.divided:
             return self
         places = tuple(self.places[i] for i in numbers)
-        return Region(tuple(self.divided[i] for i in numbers), self.axes, places)
+        divided = tuple(self.divided[i] for i in numbers)
+        return dataclasses.replace(self, divided=divided, places=places)
 
     def total(self, leaves, sums):
         """Adds up what devices have summed up over their shards, with one all-reduce for all.
@@ -129,7 +133,7 @@ def _manual_region(mesh, arrays, norm_axes):
     else:
         # A leaf that is not divided counts several times, which no ratio of norms shows.
         divided, axes = (frozenset(norm_axes),) * len(arrays), tuple(norm_axes)
-    return Region(divided, axes, (None,) * len(arrays))
+    return Region(divided, axes, places=(None,) * len(arrays))
 
 
 def check_norm_axes(arrays, norm_axes):
@@ -163,7 +167,7 @@ class Program(Protocol):
     - `run(region, args)` is what it does on this device.
     - `splits(sizes, args, axes)` is the `Split` of every leaf on a mesh with axes of these sizes;
       `axes(x)` are the mesh axes that divide every axis of an array.
-    - `local(splits, places, args)` are arguments for `run` that know of their place.
+    - `local(region, splits, args)` are arguments for `run` that know of their place.
     - `specs(splits, args, wrap)` are trees of partition specs of arguments and results, of each of
       which `wrap` makes something.
     - `rule(args)` tells Shardy which axes belong together.
@@ -178,12 +182,12 @@ class Program(Protocol):
     restore: Any
 
 
-def _run_on_shards(program, mesh, splits, args):
+def _run_on_shards(program, mesh, splits, late, args):
     used = {name for split in splits for name in split.names}
     axes = tuple(name for name in mesh.axis_names if name in used)
     places = tuple(split.place() for split in splits)
-    region = Region(tuple(split.names for split in splits), axes, places)
-    return program.run(region, program.local(splits, places, args))
+    region = Region(tuple(split.names for split in splits), axes, late, places)
+    return program.run(region, program.local(region, splits, args))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -194,7 +198,7 @@ def _in_explicit(program: Program, mesh, args):
     splits = program.splits(dict(mesh.shape), args, axes)
     given, results = program.specs(splits, args, lambda spec: spec)
     run = jax.shard_map(
-        functools.partial(_run_on_shards, program, mesh, splits),
+        functools.partial(_run_on_shards, program, mesh, splits, False),
         mesh=mesh,
         in_specs=(given,),
         out_specs=results,
@@ -221,7 +225,7 @@ def _in_auto(program: Program, mesh, args):
         (args,) = given
         splits = program.splits(dict(mesh.shape), args, axes)
         given, results = program.specs(splits, args, lambda spec: NamedSharding(mesh, spec))
-        run = functools.partial(_run_on_shards, program, mesh, splits)
+        run = functools.partial(_run_on_shards, program, mesh, splits, True)
         return mesh, run, results, (given,)
 
     operation.def_partition(partition=partition, sharding_rule=program.rule(args))

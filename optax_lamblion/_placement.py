@@ -93,6 +93,26 @@ def memory_kinds(device):
     return {memory.kind for memory in device.addressable_memories()}
 
 
+def move(tree, space, late=False):
+    """Arrays in that memory.
+
+    Args:
+      tree: Arrays.
+      space: `HOST` or `DEVICE`.
+      late: Whether XLA has been told already where arrays are to be, as in a `late` region of a
+        mesh: then it takes what it makes of JAX's annotations itself.
+    """
+    if not late:
+        return jax.device_put(tree, space)
+    target = "MoveToHost" if space == HOST else "MoveToDevice"
+
+    def move(x):
+        call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(x.shape, x.dtype))
+        return lax.platform_dependent(x, cuda=call, default=lambda x: x)
+
+    return jax.tree.map(move, tree)
+
+
 class Filler:
     """Makes constant arrays in host memory, and never more than a few pages of them on the device.
 

@@ -114,15 +114,16 @@ class _Step(NamedTuple):
         warn_of_cuts(list(zip(self.names, splits, blocks, strict=True)))
         return splits
 
-    def local(self, splits, places, leaves):
+    def local(self, region, splits, leaves):
         """Leaves that know of their place."""
 
         def local(spec, split, place, leaf):
+            spec = spec._replace(late=region.late)
             if spec.block_size is None and coded(leaf.slots[0]):
                 spec = spec._replace(absmax_axes=tuple(sorted(split.names)))
             return leaf._replace(spec=spec, key=leaf.key._replace(place=place))
 
-        return [local(*row) for row in zip(self.of_leaves, splits, places, leaves, strict=True)]
+        return [local(*row) for row in zip(self.of_leaves, splits, region.places, leaves, strict=True)]
 
     def specs(self, splits, leaves, wrap):
         """Partition specs of leaves and of results."""

@@ -15,7 +15,7 @@ from jax import lax
 
 from optax_lamblion import _together
 from optax_lamblion._leaf import STEPS, Leaf
-from optax_lamblion._placement import DEVICE, HOST
+from optax_lamblion._placement import DEVICE, HOST, move
 from pallas_kernels.blocks import as_rows
 from pallas_kernels.dtypes import promote
 from pallas_kernels.pieces import GRAIN
@@ -46,13 +46,11 @@ def run(plan: Plan, region, leaves):
     in_pieces = {part.leaf for page in plan.pages for part in page if part.phase != "whole"}
     streams: list[Any] = []
     for i, (spec, leaf) in enumerate(zip(plan.specs, leaves, strict=True)):
-        # In a region, types may have forgotten where the state is. For XLA it is no transfer.
-        slots, absmaxes = jax.device_put((leaf.slots, leaf.absmaxes), HOST)
-        leaf = leaf._replace(spec=spec, slots=slots, absmaxes=absmaxes)
+        leaf = leaf._replace(spec=spec)
         if i in in_pieces:
             streams.append(_InPieces(leaf, plan.implementation, region.of([i])))
         else:
-            streams.append(_Whole(leaf))
+            streams.append(_Whole(leaf, region.late))
     stepped = []
     for i, page in enumerate(plan.pages):
         here = [streams[part.leaf] for part in page]
@@ -63,7 +61,7 @@ def run(plan: Plan, region, leaves):
                 stepped[i - plan.in_flight],
             )
         sources = [stream.read(part) for stream, part in zip(here, page, strict=True)]
-        fetched = jax.device_put(sources, DEVICE)
+        fetched = move(sources, DEVICE, region.late)
         if page[0].phase == "whole":
             given = [stream.leaf(*state) for stream, state in zip(here, fetched, strict=True)]
             numbers = [part.leaf for part in page]
@@ -103,8 +101,8 @@ def _wait(streams, stepped):
 class _Whole:
     """A leaf that is stepped whole, on its way through a step."""
 
-    def __init__(self, leaf: Leaf):
-        self._leaf = leaf
+    def __init__(self, leaf: Leaf, late):
+        self._leaf, self._late = leaf, late
         self.state, self.grad = (leaf.slots, leaf.absmaxes), None
         self.target: Any = None
 
@@ -119,7 +117,7 @@ class _Whole:
     def take(self, target, *state):
         """Takes what its step has made. Returns what is there when it is done."""
         spec, self.target = self._leaf.spec, target
-        self.state = jax.device_put(state, HOST)
+        self.state = move(state, HOST, self._late)
         # Signs are all that is left of a step of Lion: it is as well if their use comes later.
         left = [] if spec.rule.from_old and spec.emit == "updates" else [self]
         return [*left, *jax.tree.leaves(state)]
@@ -184,7 +182,7 @@ class _InPieces:
                 x, piece.reshape(-1, *x.shape[1:]), self._range(part, x)[0], 0
             ),
             self.state,
-            tuple(jax.device_put(state, HOST)),
+            tuple(move(state, HOST, self._region.late)),
         )
         return [self, *self._sums[-1:], *jax.tree.leaves(state)]
 

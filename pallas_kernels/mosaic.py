@@ -35,18 +35,19 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
     name = spec.rule.name
 
     if spec.rule.from_old and in_place:
-        p_ref = jax.new_ref(leaf.p)
-        call(f"{name}_step", _step_body, dict(g=leaf.g), dict(p=p_ref, state=leaf.state))
-        return jax.freeze(p_ref).reshape(p.shape), *leaf.stored()
+        written = dict(p=leaf.p, state=leaf.state)
+        _, written, _ = call(f"{name}_step", _step_body, dict(g=leaf.g), written)
+        return written["p"].reshape(p.shape), *leaf.stored(written["state"])
 
     if spec.rule.from_old:
         read = dict(g=leaf.g, p=leaf.p if spec.decay == "coupled" else None)
         out = dict(signs=jax.ShapeDtypeStruct(leaf.g.shape, jnp.int8))
-        out, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
+        out, written, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
         # The rest of the step is left to XLA, which fuses it with whatever applies the update.
         signs = out["signs"].reshape(g.shape)
         p = jax.tree.map(lambda x: x.astype(jnp.float32), p)  # None stays None
-        return shared.update_from_signs(spec, signs, out_dtype, p, s), *leaf.stored()
+        update = shared.update_from_signs(spec, signs, out_dtype, p, s)
+        return update, *leaf.stored(written["state"])
 
     codes, scales, sums, of_tiles = _moments(call)
     ratio = shared.ratio(sums, s)
@@ -80,22 +81,22 @@ def unknown_tiles(spec: Spec, g, p, slots):
 def _moments(call):
     leaf = call.leaf
     read, written = dict(g=leaf.g, p=leaf.p), dict(state=leaf.state)
-    _, sums = call(f"{call.spec.rule.name}_moments", _moments_body, read, written, sums=3)
+    name = f"{call.spec.rule.name}_moments"
+    _, written, sums = call(name, _moments_body, read, written, sums=3)
     layers = call.layers
     total = sums.total if layers is None else sums.of_layers(layers)
     total = jnp.stack([total[..., _PARAM], total[..., _UPDATE]], -1)
-    return *leaf.stored(), total, sums.of_tiles
+    return *leaf.stored(written["state"]), total, sums.of_tiles
 
 
 def _apply(call, g, p, codes, scales, s, ratio, of_tiles):
     spec, leaf = call.spec, call.leaf
     s = s._replace(step_size=s.step_size * ratio)
     if spec.emit == "params":
-        p_ref = jax.new_ref(leaf.p)
         read = dict(g=leaf.g, sums=Small(of_tiles), state=leaf.rows(codes, scales))
         call = call._replace(hyper=_Hyper.of(s, None))
-        call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=p_ref))
-        return jax.freeze(p_ref).reshape(p.shape)
+        _, written, _ = call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=leaf.p))
+        return written["p"].reshape(p.shape)
     # XLA fuses this pass with whatever applies the update, and moves as little for it.
     out_dtype = promote(g.dtype, p.dtype)
     g, p = g.astype(jnp.float32), p.astype(jnp.float32)
@@ -111,16 +112,15 @@ def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, *, inte
     piece, call, s = _piece(spec, g, p, start, slots, absmaxes, s, interpret=interpret)
     name, leaf = spec.rule.name, call.leaf
     if spec.emit == "params":
-        p_ref = jax.new_ref(leaf.p.array)
-        written = dict(p=Whole(p_ref), state=leaf.state)
-        call(f"{name}_step", _step_body, dict(g=leaf.g), written)
-        return jax.freeze(p_ref).reshape(target.shape), *leaf.stored()
+        written = dict(p=leaf.p, state=leaf.state)
+        _, written, _ = call(f"{name}_step", _step_body, dict(g=leaf.g), written)
+        return written["p"].reshape(target.shape), *leaf.stored(written["state"])
     read = dict(g=leaf.g, p=leaf.p if spec.decay == "coupled" else None)
     out = dict(signs=jax.ShapeDtypeStruct(leaf.shape, jnp.int8))
-    out, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
+    out, written, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
     p = jax.tree.map(lambda x: x.astype(jnp.float32), piece.of(p))  # None stays None
     update = shared.update_from_signs(spec, out["signs"], target.dtype, p, s)
-    return piece.put(target, update), *leaf.stored()
+    return piece.put(target, update), *leaf.stored(written["state"])
 
 
 def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, *, interpret=None):
@@ -128,9 +128,9 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, *, interpret
     _, call, _ = _piece(spec, g, p, start, slots, absmaxes, s, key, interpret)
     leaf, name = call.leaf, f"{spec.rule.name}_moments"
     read = dict(g=leaf.g, p=leaf.p)
-    _, sums = call(name, _moments_body, read, dict(state=leaf.state), sums=3)
+    _, written, sums = call(name, _moments_body, read, dict(state=leaf.state), sums=3)
     grains = sums.of_grains()
-    return *leaf.stored(), jnp.stack([grains[:, _PARAM], grains[:, _UPDATE]], 1)
+    return *leaf.stored(written["state"]), jnp.stack([grains[:, _PARAM], grains[:, _UPDATE]], 1)
 
 
 def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, interpret=None):
@@ -140,10 +140,9 @@ def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, i
     piece, call, s = _piece(spec, g, p, start, slots, absmaxes, s, interpret=interpret)
     if spec.emit == "params":
         leaf = call.leaf
-        p_ref = jax.new_ref(leaf.p.array)
         read = dict(g=leaf.g, sums=None, state=leaf.rows(slots, absmaxes))
-        call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=Whole(p_ref)))
-        return jax.freeze(p_ref).reshape(target.shape)
+        _, written, _ = call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=leaf.p))
+        return written["p"].reshape(target.shape)
     g, p = piece.of(g).astype(jnp.float32), piece.of(p).astype(jnp.float32)
     s = s._replace(
         step_size=piece.by_rows(s.step_size),
@@ -322,7 +321,7 @@ class _State(NamedTuple):
 
 
 class _Leaf(NamedTuple):
-    """A leaf, or a piece of it, as rows of blocks, with references to its state.
+    """A leaf, or a piece of it, as rows of blocks.
 
     Of a piece, gradient and parameters are those of the whole leaf, marked as `Whole`.
     """
@@ -342,19 +341,18 @@ class _Leaf(NamedTuple):
             return None if x is None else as_rows(x, spec.block_size)
 
         state = _State(
-            tuple(jax.new_ref(rows(x)) for x in slots),
-            tuple(jax.new_ref(a.reshape(-1)) for a in absmaxes),
+            tuple(rows(x) for x in slots), tuple(a.reshape(-1) for a in absmaxes)
         )
         shapes = tuple(a.shape for a in absmaxes)
         shape = slots[0].shape if slots else g.shape
         layers = g.shape[0] if g.ndim else 1
         return cls(rows(g), rows(p), state, shape, shapes, spec.block_size, layers)
 
-    def stored(self):
-        """The codes and scales that were written, in their own shapes."""
-        codes = tuple(jax.freeze(ref).reshape(self.shape) for ref in self.state.codes)
-        refs = zip(self.state.absmaxes, self.absmax_shapes, strict=True)
-        return codes, tuple(jax.freeze(ref).reshape(shape) for ref, shape in refs)
+    def stored(self, state):
+        """Codes and scales that were written, in their own shapes."""
+        codes = tuple(x.reshape(self.shape) for x in state.codes)
+        scales = zip(state.absmaxes, self.absmax_shapes, strict=True)
+        return codes, tuple(a.reshape(shape) for a, shape in scales)
 
     def rows(self, codes, scales):
         """Codes and scales as rows of blocks."""
@@ -414,7 +412,7 @@ class _Call(NamedTuple):
         """How many layers are stacked in the leaf; None if it is no stack."""
         return self.leaf.layers if self.spec.stacked else None
 
-    def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any]:
+    def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any, Any]:
         spec, hyper = self.spec, self.hyper
         codecs = zip(spec.rule.slots, spec.codecs, strict=True)
         spec = spec._replace(
@@ -437,5 +435,6 @@ class _Call(NamedTuple):
             out or {},
             sums=sums,
             piece=self.piece,
+            late=self.spec.late,
             interpret=self.interpret,
         )

@@ -69,6 +69,7 @@ def run_leaf(
     *,
     sums: int = 0,
     piece: Piece | None = None,
+    late: bool = False,
     interpret: Any = None,
 ):
     """Runs `body(tile, read, written, out, sums)` over a leaf, its tiles as one kernel.
@@ -80,18 +81,52 @@ def run_leaf(
       cut: How the leaf is cut into tiles.
       read: A tree of arrays, of elements or blocks where they are not `Small`. The body gets
         references to them.
-      written: A tree of references (`jax.new_ref`), which the body may also write.
+      written: A tree of arrays that the body may also write.
       out: A tree of `jax.ShapeDtypeStruct`, of arrays to be written from scratch.
       sums: How many sums there are.
       piece: Where the piece of a leaf lies that it is run over, if it is one. What is `Whole` in
         `read` and `written` is then of the whole leaf, and the body gets references to the piece.
+      late: See `Spec.late`. `custom_partitioning` cannot lower `jax.new_ref`, and for
+        `pl.run_state` there is no vectorization.
       interpret: `INTERPRET`, or None for a GPU.
 
     Returns:
-      `(out, sums)`: the new arrays, and the `Sums`, None if there are none.
+      `(out, written, sums)`: the new arrays, those that were written, without marks, and the
+      `Sums`, None if there are none.
     """
     if sums:
         out = dict(out, sums=jax.ShapeDtypeStruct((cut.tiles, sums), jnp.float32))
+        if parts := rests(cut, piece):
+            out["of_rest"] = jax.ShapeDtypeStruct((len(parts), sums), jnp.float32)
+
+    def run(refs):
+        return _run(name, body, cut, read, refs, out, sums, piece, interpret)
+
+    made, written = _with_references(run, written, out, late)
+    written = _map(_array, written)
+    if not sums:
+        return made, written, None
+    return made, written, Sums(cut, made.pop("sums"), made.pop("of_rest", None))
+
+
+def _with_references(function, arrays, out, late):
+    """What a function of references returns, shaped like `out`, and what they hold then."""
+    if not late:
+        refs = jax.tree.map(jax.new_ref, arrays)
+        made = function(refs)
+        return made, jax.tree.map(jax.freeze, refs)
+
+    def run(refs):
+        made, arrays = refs
+        jax.tree.map(lambda ref, x: ref.__setitem__(..., x), made, function(arrays))
+
+    empty = jax.tree.map(lambda x: lax.empty(x.shape, x.dtype), out)
+    return pl.run_state(run)((empty, arrays))
+
+
+def _run(name, body, cut, read, written, out, sums, piece, interpret):
+    """The new arrays. What is `written` are references."""
+    out = {key: x for key, x in out.items() if key != "of_rest"}
     start = None if piece is None else piece.start.reshape(1)
     operands, in_tree = jax.tree.flatten((read, written, start))
     outs, out_tree = jax.tree.flatten(out)
@@ -116,11 +151,11 @@ def run_leaf(
             interpret=interpret,
         )(*operands)
     )
-    of_tiles = made.pop("sums") if sums else None
-    of_rest = None
     if cut.covered < cut.size:
-        made, of_rest = _run_rest(cut, body, read, written, made, sums, piece)
-    return made, Sums(cut, of_tiles, of_rest) if sums else None
+        of_tiles = made.pop("sums") if sums else None
+        made, of_rest = _run_rest(cut, body, read, written, made, sums, piece, late)
+        made |= dict(sums=of_tiles, of_rest=of_rest) if sums else {}
+    return made
 
 
 def _map(function, *trees):
@@ -167,7 +202,7 @@ class _AfterTiles(NamedTuple):
         return pl.ds(self.begin, self.count)
 
 
-def _run_rest(cut: Cut, body, read, written, made, sums, piece):
+def _run_rest(cut: Cut, body, read, written, made, sums, piece, late):
     """Runs the body on what the tiles leave; returns the new arrays and the sums of every part.
 
     All is read before anything is written, and what is read is small: so XLA need not copy a leaf
@@ -187,13 +222,17 @@ def _run_rest(cut: Cut, body, read, written, made, sums, piece):
         (_map(rest_of, read), _map(rest_of_ref, written))
     )
     small_made = jax.tree.map(lambda x: jnp.zeros_like(rest_of(x)), made)
-    refs = jax.tree.map(jax.new_ref, (small_written, small_made))
-    of_rest = []
-    for rest in rests(cut, piece):
-        sums_ref: Any = jax.new_ref(jnp.zeros((1, sums), jnp.float32)) if sums else None
-        body(rest, small_read, *refs, sums_ref)
-        of_rest += [jax.freeze(sums_ref)] if sums else []
-    new_written, new_made = jax.tree.map(jax.freeze, refs)
+    parts = rests(cut, piece)
+    of_rest = [jnp.zeros((1, sums), jnp.float32) for _ in parts] if sums else [None] * len(parts)
+
+    def run(refs):
+        small_written, small_made, of_rest = refs
+        for rest, sums_ref in zip(parts, of_rest, strict=True):
+            body(rest, small_read, small_written, small_made, sums_ref)
+
+    _, (new_written, new_made, of_rest) = _with_references(
+        run, (small_written, small_made, of_rest), None, late
+    )
 
     def write(x, new):
         _array(x)[_AfterTiles.of(cut, x, piece).index] = new

@@ -31,7 +31,7 @@ def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
         absmax=jax.ShapeDtypeStruct((-(-x.size // block_size),), jnp.float32),
     )
     pieces = cut(x.size, block_size, [x.dtype])
-    out, _ = run_leaf("quantize", quantize_blocks, pieces, read, {}, out, interpret=interpret)
+    out, _, _ = run_leaf("quantize", quantize_blocks, pieces, read, {}, out, interpret=interpret)
     absmax = out["absmax"].reshape(absmax_shape(x.shape, block_size))
     return out["codes"].reshape(x.shape), absmax
 
@@ -49,5 +49,5 @@ def dequantize(codes, absmax, block_size, codec, dtype, *, interpret=None):
     read = dict(codes=rows, absmax=absmax.reshape(-1))
     out = dict(x=jax.ShapeDtypeStruct(rows.shape, dtype))
     pieces = cut(codes.size, block_size, [dtype])
-    out, _ = run_leaf("dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret)
+    out, _, _ = run_leaf("dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret)
     return out["x"].reshape(codes.shape)

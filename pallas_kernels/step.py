@@ -40,6 +40,8 @@ class Spec(NamedTuple):
     stacked: bool = False
     """Whether a leaf is a stack of layers along its first axis, each with norms of its own. Scalars
     that depend on a norm are then vectors with a value for every layer."""
+    late: bool = False
+    """Whether a step is traced when XLA divides the program, which JAX has lowered before."""
     absmax_axes: tuple[str, ...] = ()
     """Mesh axes over which a block is divided, without `block_size`: its shards share a scale."""
 

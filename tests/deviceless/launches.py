@@ -90,6 +90,7 @@ def _launch(program, computation, x, mosaic):
             kind, name = "mosaic", kernel_name(x)
             if mosaic is not None:
                 made = find(mosaic, name, operands, x)
+                name = made.name
                 sizes = [y.bytes for y in buffers(operands, x)]
                 reads = [sizes[i] for i in made.reads]
                 writes, kernel = sum(sizes[i] for i in made.writes), made.key
@@ -111,11 +112,12 @@ def _results(x, operands):
 
 
 def kernel_name(x):
-    """The name of a Mosaic kernel: in the stack of names, what the kernel primitive is under."""
+    """The name of a Mosaic kernel: in the stack of names, what the kernel primitive is under.
+
+    None if it has no such stack, as what XLA gets when it divides a program.
+    """
     found = re.search(r'op_name="[^"]*?([^/"]+)/mpmd_map"', x.attributes)
-    if not found:
-        raise ValueError(f"No kernel name in the metadata of `{x.name}`.")
-    return found[1]
+    return found[1] if found else None
 
 
 def buffers(operands, x):
@@ -133,7 +135,7 @@ def find(mosaic, name, operands, x):
     found = {
         made.key: made
         for made in mosaic
-        if made.name == name and made.signature.items() <= given.items()
+        if name in (made.name, None) and made.signature.items() <= given.items()
     }
     if len(found) != 1:
         known = sorted({made.key for made in mosaic})
