@@ -14,6 +14,7 @@ from optax_lamblion._paged import (
     paged_lion32bit,
 )
 from optax_lamblion._report import StateReport, state_report
+from optax_lamblion._sharding import state_sharding
 from optax_lamblion._state import LambState, LionState
 
 __version__ = "0.1.0.dev0"
@@ -41,4 +42,5 @@ __all__ = [
     "scale_by_lamb",
     "scale_by_lion",
     "state_report",
+    "state_sharding",
 ]

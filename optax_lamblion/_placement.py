@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 from jax.core import Tracer
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 KIND = "pinned_host"
@@ -124,17 +124,25 @@ class Filler:
         self._page_bytes = page_bytes
         self._last: Any = None
 
-    def full(self, like, shape, value, dtype):
-        """An array in host memory, where the devices of the parameter `like` see it."""
+    def full(self, like, shape, value, dtype, sharding=None):
+        """An array in host memory, where the devices of the parameter `like` see it.
+
+        `sharding` is a `NamedSharding` on its mesh, if it has one.
+        """
         if not _is_traced():
-            return _full(_host_sharding(like, shape), shape, value, dtype)
-        if jax.typeof(like).sharding.mesh.size > 1:
-            return jax.device_put(jnp.full_like(like, value, dtype, shape=shape), HOST)
+            if sharding is None:
+                sharding = getattr(like, "sharding", None) or jnp.zeros(()).sharding
+            return full(sharding.with_memory_kind(KIND), shape, value, dtype)
         # A compiled program makes a constant on the device. It goes to the host page by page, and
         # one after the other: all pages at once would be the whole state.
         value = jnp.asarray(value, dtype)
         if self._last is not None:
             value, _ = lax.optimization_barrier((value, self._last))
+        if jax.typeof(like).sharding.mesh.size > 1:  # XLA divides it, if nobody cuts it
+            x = jnp.broadcast_to(value, shape)
+            x = x if sharding is None else jax.sharding.reshard(x, sharding)
+            self._last = jax.device_put(x, HOST)
+            return self._last
         size, page = math.prod(shape), self._page_bytes // value.dtype.itemsize
         # Rows, because elements beyond 2**31 cannot be counted.
         rows, width = (size // 256, 256) if size % 256 == 0 else (size, 1)
@@ -158,18 +166,25 @@ def tied_to_device(state):
     return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, x.sharding), state)
 
 
-def _host_sharding(like, shape):
-    """Where an array of this shape goes, beside the parameter `like`."""
-    sharding = getattr(like, "sharding", None) or jnp.zeros(()).sharding
-    if isinstance(sharding, NamedSharding) and shape != like.shape:
-        sharding = NamedSharding(sharding.mesh, PartitionSpec())  # scales are few
-    return sharding.with_memory_kind(KIND)
+def mesh_sharding(p):
+    """The `NamedSharding` of a parameter, if it is known and on several devices; or None.
+
+    It is not known of what is traced on a mesh with Auto axes.
+    """
+    if not _is_traced():
+        sharding = getattr(p, "sharding", None)
+        return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
+    sharding = jax.typeof(p).sharding
+    explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+    return sharding if sharding.mesh.size > 1 and explicit else None
 
 
-def _full(sharding, shape, value, dtype):
+def full(sharding, shape, value, dtype):
+    """An array of one value, with a sharding; no process has to hold all of it."""
+    if _is_traced():
+        return jax.sharding.reshard(jnp.full(shape, value, dtype), sharding)
     if len(sharding.device_set) == 1:
         return jax.device_put(np.full(shape, value, dtype), sharding)
-    # Each part by itself: no process has to hold all of it.
     part = np.full(sharding.shard_shape(shape), value, dtype)
     return jax.make_array_from_callback(shape, sharding, lambda index: part)
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pallas_kernels.blocks import BLOCK_SIZES
 from pallas_kernels.places import Place, keeps_blocks
@@ -59,6 +59,13 @@ class Split(NamedTuple):
             for names, length in zip(self.axes, self.shard_shape, strict=True)
         )
         return Place(self.shape, self.shard_shape, offsets)
+
+
+def scales_sharding(sharding, shape, scales_shape, block_size):
+    """The `NamedSharding` of the scales of a leaf that has this one."""
+    axes, sizes = axes_of(sharding.spec, len(shape)), dict(sharding.mesh.shape)
+    spec = split_for(shape, [axes], sizes, block_size).scales_spec(scales_shape)
+    return NamedSharding(sharding.mesh, spec)
 
 
 def axes_of(spec, ndim):
@@ -155,7 +162,7 @@ def warn_of_cuts(leaves):
     warnings.warn(
         f"Shards cut the blocks of {block_size_text(cut)} elements that share a scale, so these "
         "leaves are gathered in every step, and are as slow as they are right:\n" + "\n".join(lines),
-        stacklevel=2,
+        stacklevel=1,  # of the same leaves Python shows it once, whoever finds them
     )
 
 

@@ -10,10 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_lamblion._clipping import HISTORY
 from optax_lamblion._pages import extent_of
-from optax_lamblion._placement import Filler, tied_to_device, which_are_paged
+from optax_lamblion._placement import (
+    Filler,
+    full,
+    mesh_sharding,
+    tied_to_device,
+    which_are_paged,
+)
+from optax_lamblion._splits import scales_sharding
 from optax_lamblion._trees import path_string
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.dtypes import compute_dtype
@@ -103,26 +111,44 @@ def init_state(
         on_host = which_are_paged(extents, options)
     filler = Filler(options.page_bytes)
 
-    def make(p, form, on_host):
+    def make(p, form, on_host, coded=True):
+        sharding = mesh_sharding(p)
+        if sharding is not None and form.shape != p.shape:
+            # What stands for scales that are not there is on every device.
+            axes = sharding if coded else NamedSharding(sharding.mesh, PartitionSpec())
+            sharding = scales_sharding(axes, p.shape, form.shape, block_size)
         if on_host:
-            return filler.full(p, form.shape, form.value, form.dtype)
+            return filler.full(p, form.shape, form.value, form.dtype, sharding)
         if form.shape == p.shape:
             return jnp.full_like(p, form.value, dtype=form.dtype)
+        if sharding is not None:
+            return full(sharding, form.shape, form.value, form.dtype)
         return jnp.full(form.shape, form.value, form.dtype)
 
-    fields: dict[str, Any] = {"count": jnp.zeros([], jnp.int32)}
+    shardings = [x for x in map(mesh_sharding, leaves) if x is not None]
+
+    def make_everywhere(shape, dtype):
+        if not shardings:
+            return jnp.zeros(shape, dtype)
+        return full(NamedSharding(shardings[0].mesh, PartitionSpec()), shape, 0, dtype)
+
+    fields: dict[str, Any] = {"count": make_everywhere((), jnp.int32)}
     for i, name in enumerate(codecs):
         rows = list(zip(leaves, columns, on_host, strict=True))
         fields[name] = treedef.unflatten([make(p, c[i][0], host) for p, c, host in rows])
         if bits == 8:
             fields[f"{name}_absmax"] = treedef.unflatten(
                 # What stands for the scales of a leaf without codes is not worth moving.
-                [make(p, c[i][1], host and c[i][0].dtype == jnp.uint8) for p, c, host in rows]
+                [
+                    make(p, c[i][1], host and is_coded, is_coded)
+                    for p, c, host in rows
+                    for is_coded in [c[i][0].dtype == jnp.uint8]
+                ]
             )
     if clipping:
         fields["gnorm_history"] = jax.tree.map(
-            lambda p, stacked: jnp.zeros(
-                [*p.shape[:1], HISTORY] if stacked else [HISTORY], jnp.float32
+            lambda p, stacked: make_everywhere(
+                (*p.shape[:1], HISTORY) if stacked else (HISTORY,), jnp.float32
             ),
             params,
             options.are_stacked(params),

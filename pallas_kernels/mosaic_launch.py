@@ -100,7 +100,7 @@ def run_leaf(
             out["of_rest"] = jax.ShapeDtypeStruct((len(parts), sums), jnp.float32)
 
     def run(refs):
-        return _run(name, body, cut, read, refs, out, sums, piece, interpret)
+        return _run(name, body, cut, read, refs, out, sums, piece, late, interpret)
 
     made, written = _with_references(run, written, out, late)
     written = _map(_array, written)
@@ -124,7 +124,7 @@ def _with_references(function, arrays, out, late):
     return pl.run_state(run)((empty, arrays))
 
 
-def _run(name, body, cut, read, written, out, sums, piece, interpret):
+def _run(name, body, cut, read, written, out, sums, piece, late, interpret):
     """The new arrays. What is `written` are references."""
     out = {key: x for key, x in out.items() if key != "of_rest"}
     start = None if piece is None else piece.start.reshape(1)

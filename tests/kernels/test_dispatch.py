@@ -117,7 +117,7 @@ def gpu(capability):
     [
         ([gpu("9.0")], True, "9.0"),
         ([gpu("7.5")], False, "7.5"),
-        ([gpu("8.0")] * 2, False, "2 GPUs"),
+        ([gpu("8.0")] * 2, True, "8.0"),
     ],
 )
 def test_none_knows_the_gpus_at_hand(monkeypatch, gpus, kernels, word):
