@@ -80,16 +80,16 @@ class _SquaredNorms(NamedTuple):
         ]
         return [wrap(split.spec) for split in splits], results
 
-    def rule(self, grads):
+    def rule(self, devices, grads):
         """Nothing belongs together but layers and their sums."""
-        of_grads = [_mesh.factors(f"g{i}_", g.shape, None)[0] for i, g in enumerate(grads)]
+        of_grads = [_mesh.factors(f"g{i}_", g.shape, None, devices)[0] for i, g in enumerate(grads)]
         of_sums = [
             ArrayMapping(*mapping[:1]) if stacked else ArrayMapping()
             for mapping, stacked in zip(of_grads, self.stacked, strict=True)
         ]
         return SdyShardingRule(tuple(of_grads), tuple(of_sums))
 
-    def restore(self, grads, results):
+    def restore(self, mesh, grads, results):
         """Sums are where they should be."""
         return results
 

@@ -141,11 +141,7 @@ def check_norm_axes(arrays, norm_axes):
     mesh = mesh_of(arrays)
     if mesh is None or norm_axes is not None:
         return
-    manual = [
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Manual
-    ]
+    manual = sorted(_axes_of_kind(mesh, AxisType.Manual))
     # Where JAX keeps track of what differs between devices, the number of a device does.
     if manual and not jax.typeof(lax.axis_index(manual[0])).manual_axis_type.varying:
         raise ValueError(
@@ -170,8 +166,8 @@ class Program(Protocol):
     - `local(region, splits, args)` are arguments for `run` that know of their place.
     - `specs(splits, args, wrap)` are trees of partition specs of arguments and results, of each of
       which `wrap` makes something.
-    - `rule(args)` tells Shardy which axes belong together.
-    - `restore(args, results)` puts results where arguments are, on a mesh with Explicit axes.
+    - `rule(devices, args)` tells Shardy which axes belong together.
+    - `restore(mesh, args, results)` puts results where arguments are, on a mesh with Explicit axes.
     """
 
     run: Any
@@ -202,21 +198,27 @@ def _in_explicit(program: Program, mesh, args):
         mesh=mesh,
         in_specs=(given,),
         out_specs=results,
+        axis_names=_axes_of_kind(mesh, AxisType.Explicit),
         check_vma=False,
     )
-    return program.restore(args, run(jax.tree.map(reshard, args, given)))
+    there = jax.tree.map(lambda x, spec: reshard(x, mesh, spec), args, given)
+    return program.restore(mesh, args, run(there))
 
 
-def reshard(x, spec):
+def _axes_of_kind(mesh, kind):
+    pairs = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, of_axis in pairs if of_axis == kind}
+
+
+def reshard(x, mesh, spec):
     """An array on a mesh with Explicit axes, divided by another partition spec."""
-    sharding = jax.typeof(x).sharding
-    return x if sharding.spec == spec else jax.sharding.reshard(x, sharding.update(spec=spec))
+    return jax.sharding.reshard(x, NamedSharding(mesh, spec))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _in_auto(program: Program, mesh, args):
-    del mesh
-    operation = custom_partitioning(functools.partial(program.run, Region()))
+    everywhere = functools.partial(program.run, Region())
+    operation = custom_partitioning(everywhere)
 
     def partition(mesh, given, results):
         def axes(x):
@@ -228,15 +230,40 @@ def _in_auto(program: Program, mesh, args):
         run = functools.partial(_run_on_shards, program, mesh, splits, True)
         return mesh, run, results, (given,)
 
-    operation.def_partition(partition=partition, sharding_rule=program.rule(args))
-    return operation(args)
+    operation.def_partition(partition=partition, sharding_rule=program.rule(mesh.size, args))
+    return _with_rules(operation, everywhere)(args)
 
 
-def factors(prefix, shape, block_size):
+def _with_rules(operation, plain):
+    """An operation that is not mapped or differentiated, but what it stands for is, by XLA."""
+
+    @jax.custom_batching.custom_vmap
+    def mapped(args):
+        return operation(args)
+
+    @mapped.def_vmap
+    def map_plain(axis_size, batched, args):
+        axes = jax.tree.map(lambda x: 0 if x else None, batched)
+        out = jax.vmap(plain, in_axes=(axes[0],), axis_size=axis_size)(args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    @jax.custom_jvp
+    def differentiated(args):
+        return mapped(args)
+
+    @differentiated.defjvp
+    def differentiate_plain(args, tangents):
+        return jax.jvp(plain, args, tangents)
+
+    return differentiated
+
+
+def factors(prefix, shape, block_size, devices):
     """For Shardy, the factors of a leaf's axes and of its scales', and the sizes of some of them.
 
     An axis is one factor. Where it is divided into blocks it has two, and shares the outer one with
-    the scales.
+    the scales; if any number of devices divides it, or Shardy would give some a part of an axis of
+    the mesh.
     """
     names: list[Any] = [f"{prefix}{i}" for i in range(len(shape))]
     whole, outer = prefix + "scales", prefix + "blocks"
@@ -250,7 +277,7 @@ def factors(prefix, shape, block_size):
         if shape[0] % rows:
             return ArrayMapping(*names), ArrayMapping(whole), {}
         scales, axis, count, units = [outer], 0, shape[0] // rows, (rows, rows * rest // block_size)
-    if count == 1:  # cannot be divided
+    if count % devices:
         return ArrayMapping(*names), ArrayMapping(*scales[:-1], whole), {}
     # Shardy wants to know the sizes of factors that are nowhere a whole axis.
     sizes = {} if 1 in units else {outer: count}

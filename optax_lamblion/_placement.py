@@ -169,9 +169,11 @@ def tied_to_device(state):
 def mesh_sharding(p):
     """The `NamedSharding` of a parameter, if it is known and on several devices; or None.
 
-    It is not known of what is traced on a mesh with Auto axes.
+    It is not known of what is traced on a mesh with Auto axes, or mapped over.
     """
     if not _is_traced():
+        if isinstance(p, Tracer):
+            return None
         sharding = getattr(p, "sharding", None)
         return sharding if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1 else None
     sharding = jax.typeof(p).sharding

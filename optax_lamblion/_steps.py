@@ -139,12 +139,12 @@ class _Step(NamedTuple):
         ]
         return [given for given, _ in pairs], [results for _, results in pairs]
 
-    def rule(self, leaves):
+    def rule(self, devices, leaves):
         """Which axes belong together: those of one leaf."""
         operands, results, sizes = [], [], {}
         for i, (spec, leaf) in enumerate(zip(self.of_leaves, leaves, strict=True)):
             block = spec.block_size if coded(leaf.slots[0]) else None
-            of_leaf, of_scales, own = _mesh.factors(f"leaf{i}_", leaf.g.shape, block)
+            of_leaf, of_scales, own = _mesh.factors(f"leaf{i}_", leaf.g.shape, block, devices)
             of_layers = ArrayMapping(of_leaf[0]) if leaf.g.ndim else ArrayMapping()
             pair = _like(leaf, of_leaf, of_scales, of_layers, ArrayMapping())
             for mappings, tree in zip((operands, results), pair, strict=True):
@@ -152,13 +152,13 @@ class _Step(NamedTuple):
             sizes |= own
         return SdyShardingRule(tuple(operands), tuple(results), **sizes)
 
-    def restore(self, leaves, results):
+    def restore(self, mesh, leaves, results):
         """Results, divided as parameter (or gradient) and state are."""
 
         def restore(leaf, out, *state):
             likes = leaf.g if leaf.p is None else leaf.p, leaf.slots, leaf.absmaxes
             return jax.tree.map(
-                lambda x, like: _mesh.reshard(x, jax.typeof(like).sharding.spec),
+                lambda x, like: _mesh.reshard(x, mesh, jax.typeof(like).sharding.spec),
                 (out, *state),
                 likes,
             )
