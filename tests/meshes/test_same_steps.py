@@ -1,0 +1,141 @@
+"""A step on eight devices is the step on one."""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_lamblion import StateOptions, lamb, lamb8bit, lion8bit
+from tests.meshes import problem
+from tests.variants import every
+
+# Every variant on every mesh; quick ones see each mesh, each kind and each form once.
+WAYS = {"2x2x2": ("auto", True), "4x2": ("explicit", False), "1x8": ("auto", False)}
+ALL = [
+    pytest.param(
+        shape, kind, fused, marks=() if WAYS[shape] == (kind, fused) else pytest.mark.slow
+    )
+    for shape in problem.MESHES
+    for kind in problem.KINDS
+    for fused in (True, False)
+]
+on_meshes = pytest.mark.parametrize("shape, kind, fused", ALL)
+
+
+@functools.cache
+def on_one(make, fused, dtype=jnp.float32, steps=3):
+    """The run on one device, once for all meshes."""
+    return problem.Run(make(), fused=fused, dtype=dtype, steps=steps)
+
+
+def assert_close(on_mesh, alone, before):
+    """Parameters within the order in which a mesh adds up a norm.
+
+    That moves a trust ratio, and with it an update, by a few units in the last place: four are
+    allowed, and one has been seen. The sum with the parameter is rounded once more.
+    """
+    for name, p in on_mesh.items():
+        a, b, start = (np.asarray(x[name], np.float32) for x in (alone, on_mesh, before))
+        digits = jnp.finfo(p.dtype).nmant - 23
+        ulp = np.spacing(np.abs(a)) * np.float32(2.0**-digits)
+        np.testing.assert_array_less(np.abs(a - b), ulp + 2.0**-21 * np.abs(a - start) + 1e-37)
+
+
+@on_meshes
+@every()
+def test_variants(v, shape, kind, fused):
+    alone = on_one(v, fused, steps=1 if v.family == "lamb" else 3)
+    mesh = problem.make_mesh(shape, kind)
+    run = problem.Run(v(), mesh, fused=fused, steps=1 if v.family == "lamb" else 3)
+    # The state of LAMB does not depend on the length of its steps, if the gradient does not.
+    assert problem.differing(alone.state, run.state) == []
+    if v.family == "lion":
+        assert problem.differing(alone.params, run.params) == []
+        assert run.collectives == {}
+    else:
+        assert_close(run.params, alone.params, problem.params())
+        assert run.collectives == {"all-reduce": 1}
+    assert run.copies(at_least=512) == []  # one scale in 256 is copied, on one device as well
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+@every(lambda v: v.bits == 8)
+def test_bfloat16(v, kind):
+    alone = on_one(v, True, jnp.bfloat16)
+    run = problem.Run(v(), problem.make_mesh("4x2", kind), dtype=jnp.bfloat16)
+    assert problem.differing(alone.state, run.state) == []
+    if v.family == "lion":
+        assert problem.differing(alone.params, run.params) == []
+    else:
+        assert_close(run.params, alone.params, problem.params(jnp.bfloat16))
+
+
+def clipping(make, **kwargs):
+    return make(1e-3, weight_decay=0.1, percentile_clipping=5, **kwargs)
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+@pytest.mark.parametrize("make", [lion8bit, lamb])
+def test_percentile_clipping_goes_by_whole_norms(make, kind):
+    """One all-reduce for the norms of all gradients, and one for those of LAMB."""
+    tx = clipping(make)
+    alone, run = problem.Run(tx), problem.Run(tx, problem.make_mesh("4x2", kind))
+    for name in problem.SHAPES:
+        h = alone.state.gnorm_history[name]
+        np.testing.assert_allclose(run.state.gnorm_history[name], h, rtol=2.0**-21)
+        # A history that differs in its last digits clips by a factor that does.
+        np.testing.assert_allclose(run.params[name], alone.params[name], rtol=1e-5, atol=1e-6)
+    assert run.collectives == {"all-reduce": 1 if make is lion8bit else 2}
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+@pytest.mark.parametrize("make", [lion8bit, lamb8bit])
+def test_one_scale_for_a_tensor(make, kind):
+    """Its shards agree on it, by an all-reduce of the maximum."""
+    tx = make(1e-3, weight_decay=0.1, block_wise=False)
+    alone, run = problem.Run(tx, steps=1), problem.Run(tx, problem.make_mesh("4x2", kind), steps=1)
+    assert problem.differing(alone.state, run.state) == []
+    if make is lion8bit:
+        assert problem.differing(alone.params, run.params) == []
+    assert "all-gather" not in run.collectives
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+@every(lambda v: v.family == "lamb" and v.name in ("lamb8bit", "paged_lamb8bit", "lamb32bit"))
+def test_layers_of_a_stack(v, kind):
+    """Norms of layers, of which a mesh divides the layers themselves too; still one all-reduce."""
+    stacked = ("stack", "matrix")
+    tx = v(options=StateOptions(stacked=lambda path: path in stacked))
+    alone = problem.Run(tx, steps=1)
+    run = problem.Run(tx, problem.make_mesh("4x2", kind), steps=1)
+    assert problem.differing(alone.state, run.state) == []
+    assert_close(run.params, alone.params, problem.params())
+    assert run.collectives == {"all-reduce": 1}
+    whole = problem.Run(v(), steps=1)
+    assert problem.differing(whole.params, alone.params) == [f"{name}" for name in sorted(stacked)]
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+def test_amsgrad(kind):
+    tx = lamb8bit(1e-3, weight_decay=0.1, amsgrad=True)
+    alone, run = problem.Run(tx, steps=1), problem.Run(tx, problem.make_mesh("4x2", kind), steps=1)
+    assert problem.differing(alone.state, run.state) == []
+    assert_close(run.params, alone.params, problem.params())
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+@every(lambda v: v.name in ("lion8bit", "lamb8bit", "paged_lamb32bit"))
+def test_bad_elements(v, kind, monkeypatch):
+    """A gradient element that is not finite keeps its parameter and moments, on any device."""
+    bad = {name: np.asarray(g).copy() for name, g in problem.gradients(1)[0].items()}
+    for g in bad.values():
+        g.reshape(-1)[[0, g.size // 2, -1]] = np.nan, np.inf, -np.inf
+    monkeypatch.setattr(problem, "gradients", lambda *_: [{k: jnp.asarray(g) for k, g in bad.items()}])
+    alone = problem.Run(v(), steps=1)
+    run = problem.Run(v(), problem.make_mesh("4x2", kind), steps=1)
+    assert problem.differing(alone.state, run.state) == []
+    before = problem.params()
+    for name, p in run.params.items():
+        changed = np.asarray(p != before[name]).reshape(-1)
+        assert not changed[[0, changed.size // 2, -1]].any() and changed.sum() > changed.size / 2
