@@ -72,8 +72,7 @@ class _SquaredNorms(NamedTuple):
         return grads
 
     def specs(self, splits, grads, wrap):
-        """Partition specs of gradients and of their sums, of which all devices have those of all
-        layers here."""
+        """Partition specs of gradients and of sums; of a stack, where its layers are."""
         results = [
             wrap(split.layers_spec if stacked else PartitionSpec())
             for split, stacked in zip(splits, self.stacked, strict=True)

@@ -63,7 +63,9 @@ class Region:
         """
         if not self.axes:
             return sums
-        parts = [self._once(i, self._at_its_layers(i, x)) for i, x in zip(leaves, sums, strict=True)]
+        parts = [
+            self._once(i, self._at_its_layers(i, x)) for i, x in zip(leaves, sums, strict=True)
+        ]
         total = lax.psum(jnp.concatenate([x.reshape(-1) for x in parts]), self.axes)
         ends = [sum(x.size for x in parts[: i + 1]) for i in range(len(parts))]
         totals = [
@@ -137,7 +139,7 @@ def _manual_region(mesh, arrays, norm_axes):
 
 
 def check_norm_axes(arrays, norm_axes):
-    """Raises `ValueError` where norms are needed and nothing says over which axes to add them up."""
+    """Raises `ValueError` where nothing says over which axes norms are to be added up."""
     mesh = mesh_of(arrays)
     if mesh is None or norm_axes is not None:
         return
@@ -154,7 +156,7 @@ def check_norm_axes(arrays, norm_axes):
         )
 
 
-# -------------------------------------------------------------------------------- ways into a region
+# ------------------------------------------------------------------------------ ways into a region
 
 
 class Program(Protocol):
@@ -270,7 +272,12 @@ def factors(prefix, shape, block_size, devices):
     if not shape or not block_size or 0 in shape:
         return ArrayMapping(*names), ArrayMapping(whole), {}
     if shape[-1] % block_size == 0:
-        scales, axis, count, units = [*names[:-1], outer], -1, shape[-1] // block_size, (block_size, 1)
+        scales, axis, count, units = (
+            [*names[:-1], outer],
+            -1,
+            shape[-1] // block_size,
+            (block_size, 1),
+        )
     else:
         rest = math.prod(shape[1:])
         rows = math.lcm(rest, block_size) // rest  # the fewest that are whole blocks

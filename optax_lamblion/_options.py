@@ -30,8 +30,15 @@ class StateOptions:
         path, such as `lambda path: "embed" in path` (paths look like `"encoder/embed/kernel"`), or
         a tree of bools shaped like the parameters or a prefix of them. This is what
         `GlobalOptimManager` does in bitsandbytes.
+      stacked: Which leaves are stacks of layers along their first axis, as scans over layers have
+        them: a function of the path or a tree of bools, as for `keep_32bit`. Every layer then has
+        norms of its own, for LAMB's trust ratio and for percentile clipping.
+      norm_axes: Inside of `jax.shard_map` and `jax.pmap`, the names of the mesh axes over which
+        parameters are divided, and their norms to be added up. None takes them from the types of
+        the state, which `check_vma=False` does not have. Everywhere else arrays are whole, and say
+        themselves how they are divided.
       implementation: Which code makes a step. None takes the fastest: hand-written kernels where
-        one NVIDIA GPU is at hand, XLA elsewhere. `"mosaic"` takes the kernels or raises, `"xla"`
+        NVIDIA GPUs are at hand, XLA elsewhere. `"mosaic"` takes the kernels or raises, `"xla"`
         never takes them. Leaves of fewer than 4096 elements and those in 32 bits are always XLA's.
         A step that is differentiated needs `"xla"` on a GPU; one that is exported for a GPU from a
         machine without one gets kernels by name only.
@@ -92,7 +99,16 @@ class StateOptions:
 
     def are_stacked(self, params):
         """A tree like `params` that says which leaves `stacked` names."""
-        return _named("stacked", self.stacked, params)
+
+        def check(path, stacked, p):
+            if stacked and not p.ndim:
+                raise ValueError(
+                    f"`stacked` names {path_string(path)!r}, which has no axis of layers."
+                )
+            return stacked
+
+        named = _named("stacked", self.stacked, params)
+        return jax.tree_util.tree_map_with_path(check, named, params)
 
 
 def _named(argument, choice, params):

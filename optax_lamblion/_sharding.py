@@ -55,7 +55,7 @@ def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):
       >>> for_state = state_sharding(tx, params, shardings)
       >>> state = jax.jit(tx.init, out_shardings=for_state)(params)
       >>> state.mu["w"].sharding.spec, state.mu_absmax["w"].sharding.spec
-      (PartitionSpec('fsdp', None), PartitionSpec('fsdp', None))
+      (PartitionSpec('fsdp',), PartitionSpec('fsdp',))
 
     References:
       Rajbhandari et al., `ZeRO: Memory Optimizations Toward Training Trillion Parameter Models
@@ -122,8 +122,8 @@ def _known(params, shardings, over):
         except ValueError as error:
             why = " ".join(str(error).split()).rstrip(".")
             raise ValueError(
-                "`shardings` must be a tree of `NamedSharding` with the structure of the parameters "
-                f"or a prefix of it: {why}."
+                "`shardings` must be a tree of `NamedSharding` with the structure of the "
+                f"parameters or a prefix of it: {why}."
             ) from None
     known = {}
     for (path, p), sharding in zip(rows, leaves, strict=True):
@@ -163,7 +163,9 @@ def _of_slot(known, everywhere, path, x, absmax, is_scales, over, cuts):
     if split.axes != split.asked:
         name = path_string(path)
         cuts[name] = name, split, block
-    spec = split.scales_spec(absmax.shape) if is_scales else Split(*split[:1], axes, *split[2:]).spec
+    spec = (
+        split.scales_spec(absmax.shape) if is_scales else Split(*split[:1], axes, *split[2:]).spec
+    )
     return NamedSharding(param.mesh, spec, memory_kind=_kind(absmax if is_scales else x))
 
 

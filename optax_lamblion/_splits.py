@@ -31,7 +31,7 @@ class Split(NamedTuple):
     @property
     def spec(self):
         """The partition spec of the leaf."""
-        return PartitionSpec(*map(_entry, self.axes))
+        return _spec(self.axes)
 
     @property
     def shard_shape(self):
@@ -41,14 +41,14 @@ class Split(NamedTuple):
     @property
     def layers_spec(self):
         """The partition spec of a vector with a value for every layer of a stack."""
-        return PartitionSpec(_entry(self.axes[0]))
+        return _spec(self.axes[:1])
 
     def scales_spec(self, shape):
         """The partition spec of its scales, which have this shape."""
         if len(shape) == len(self.shape) and shape[:-1] == self.shape[:-1]:
             # In rows; or one for all of a tensor with one axis, which cannot be divided.
-            return self.spec if shape != (1,) else PartitionSpec(None)
-        return PartitionSpec(_entry(self.axes[0])) if self.names and shape != (1,) else PartitionSpec()
+            return self.spec if shape != (1,) else PartitionSpec()
+        return self.layers_spec if shape != (1,) else PartitionSpec()
 
     def place(self):
         """The `Place` of this device's shard, where mesh axes have a number; None for all of it."""
@@ -71,9 +71,7 @@ def scales_sharding(sharding, shape, scales_shape, block_size):
 def axes_of(spec, ndim):
     """For every axis of an array, the mesh axes that a partition spec names."""
     entries = (*spec, *(None,) * (ndim - len(spec)))
-    return tuple(
-        () if x is None else (x,) if isinstance(x, str) else tuple(x) for x in entries
-    )
+    return tuple(() if x is None else (x,) if isinstance(x, str) else tuple(x) for x in entries)
 
 
 def split_for(shape, candidates, sizes, block_size):
@@ -123,8 +121,11 @@ def _shard_shape(shape, axes, sizes):
     return tuple(-(-n // _devices([names], sizes)) for n, names in zip(shape, axes, strict=True))
 
 
-def _entry(names):
-    return None if not names else names[0] if len(names) == 1 else names
+def _spec(axes):
+    entries = [None if not names else names[0] if len(names) == 1 else names for names in axes]
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
 
 
 def fitting_block_size(shape, axes, sizes, block_size):
@@ -161,7 +162,8 @@ def warn_of_cuts(leaves):
         lines.append(f"  and {len(cut) - 5} more")
     warnings.warn(
         f"Shards cut the blocks of {block_size_text(cut)} elements that share a scale, so these "
-        "leaves are gathered in every step, and are as slow as they are right:\n" + "\n".join(lines),
+        "leaves are gathered in every step, and are as slow as they are right:\n"
+        + "\n".join(lines),
         stacklevel=1,  # of the same leaves Python shows it once, whoever finds them
     )
 

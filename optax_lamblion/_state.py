@@ -89,6 +89,7 @@ def init_state(
     jax.tree_util.tree_map_with_path(_check_param, params)
     leaves, treedef = jax.tree.flatten(params)
     keep = treedef.flatten_up_to(options.keeps_32bit(params))
+    stacked = options.are_stacked(params)
 
     def forms(p, keep):  # slots and scales
         if bits == 8 and not keep and math.prod(p.shape) >= max(min_8bit_size, 1):
@@ -151,7 +152,7 @@ def init_state(
                 (*p.shape[:1], HISTORY) if stacked else (HISTORY,), jnp.float32
             ),
             params,
-            options.are_stacked(params),
+            stacked,
         )
     state = state_type(**fields)
     # An array in host memory is tied to its device. The others are, too, after a step: from the

@@ -87,9 +87,7 @@ class _Step(NamedTuple):
         stepped = _together.step(leaves[:number], options.implementation, region, range(number))
         if not streamed:
             return stepped
-        extents = [
-            _extent(leaf, whole) for leaf, whole in zip(streamed, self.whole, strict=True)
-        ]
+        extents = [_extent(leaf, whole) for leaf, whole in zip(streamed, self.whole, strict=True)]
         plan = _stream.Plan(
             tuple(leaf.spec for leaf in streamed),
             _pages.make(extents, options.page_bytes, options.pages_in_flight),
@@ -123,7 +121,9 @@ class _Step(NamedTuple):
                 spec = spec._replace(absmax_axes=tuple(sorted(split.names)))
             return leaf._replace(spec=spec, key=leaf.key._replace(place=place))
 
-        return [local(*row) for row in zip(self.of_leaves, splits, region.places, leaves, strict=True)]
+        return [
+            local(*row) for row in zip(self.of_leaves, splits, region.places, leaves, strict=True)
+        ]
 
     def specs(self, splits, leaves, wrap):
         """Partition specs of leaves and of results."""

@@ -18,14 +18,10 @@ def step(leaves, implementation, region, numbers):
     """
 
     def call(name, leaf, *arrays):
-        return STEPS[name](
-            leaf.spec, leaf.g, leaf.p, *arrays, implementation=implementation
-        )
+        return STEPS[name](leaf.spec, leaf.g, leaf.p, *arrays, implementation=implementation)
 
     if not region.axes or not any(leaf.spec.rule.trust_ratio for leaf in leaves):
-        return [
-            tuple(call("step", x, x.slots, x.absmaxes, x.scalars, x.key)) for x in leaves
-        ]
+        return [tuple(call("step", x, x.slots, x.absmaxes, x.scalars, x.key)) for x in leaves]
     halves = [call("moments", x, x.slots, x.absmaxes, x.scalars, x.key) for x in leaves]
     totals = region.total(numbers, [sums for *_, sums, _ in halves])
     out = []

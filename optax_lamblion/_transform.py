@@ -174,7 +174,9 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 histories[i], scales[i] = _clipping.record(
                     histories[i], x, count, c.percentile_clipping
                 )
-        rows = zip(paths, grads, params_leaves, decay, stacked, slots, absmaxes, scales, strict=True)
+        rows = zip(
+            paths, grads, params_leaves, decay, stacked, slots, absmaxes, scales, strict=True
+        )
         given = [None if row[1] is None else prepare(*row) for row in rows]
 
         paged = [False] * len(grads)

@@ -340,9 +340,7 @@ class _Leaf(NamedTuple):
         def rows(x):
             return None if x is None else as_rows(x, spec.block_size)
 
-        state = _State(
-            tuple(rows(x) for x in slots), tuple(a.reshape(-1) for a in absmaxes)
-        )
+        state = _State(tuple(rows(x) for x in slots), tuple(a.reshape(-1) for a in absmaxes))
         shapes = tuple(a.shape for a in absmaxes)
         shape = slots[0].shape if slots else g.shape
         layers = g.shape[0] if g.ndim else 1

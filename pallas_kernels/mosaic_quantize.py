@@ -49,5 +49,7 @@ def dequantize(codes, absmax, block_size, codec, dtype, *, interpret=None):
     read = dict(codes=rows, absmax=absmax.reshape(-1))
     out = dict(x=jax.ShapeDtypeStruct(rows.shape, dtype))
     pieces = cut(codes.size, block_size, [dtype])
-    out, _, _ = run_leaf("dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret)
+    out, _, _ = run_leaf(
+        "dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret
+    )
     return out["x"].reshape(codes.shape)

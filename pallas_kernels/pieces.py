@@ -69,9 +69,7 @@ class Piece(NamedTuple):
         if not value.ndim:
             return value
         grains = self.leaf_size // GRAIN // value.size  # in a layer
-        value = lax.dynamic_slice_in_dim(
-            jnp.repeat(value, grains), self.start, self.size // GRAIN
-        )
+        value = lax.dynamic_slice_in_dim(jnp.repeat(value, grains), self.start, self.size // GRAIN)
         return jnp.repeat(value, GRAIN // self.block)
 
     @property

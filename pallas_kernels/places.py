@@ -86,7 +86,7 @@ class Place:
 
 
 def is_divided(x):
-    """Whether a type says that XLA divides an array over devices, outside of what is shown of it."""
+    """Whether a type says that XLA divides an array over devices, and shows it as a whole."""
     mesh = jax.typeof(x).sharding.mesh
     manual = jax.sharding.AxisType.Manual
     return mesh.size > 1 and any(kind != manual for kind in mesh.axis_types)

@@ -39,11 +39,15 @@ class Case:
       fn: The function.
       args: Its arguments: trees of `jax.ShapeDtypeStruct`.
       donate: Positions of arguments that may be overwritten.
+      mesh: A function from the target to the mesh of its devices; None for one device.
+      out_shardings: As of `jax.jit`.
     """
 
     fn: Callable
     args: tuple[Any, ...]
     donate: tuple[int, ...] = ()
+    mesh: Callable | None = None
+    out_shardings: Any = None
 
 
 def case(name, targets=tuple(TARGETS)):

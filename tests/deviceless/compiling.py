@@ -15,7 +15,7 @@ _COLLECTIVE = re.compile(
 )
 
 
-def compile_for(mesh, fn, *args, donate=()):
+def compile_for(mesh, fn, *args, donate=(), out_shardings=None):
     """The executable of `jax.jit(fn)` for the devices of a mesh.
 
     Args:
@@ -24,6 +24,7 @@ def compile_for(mesh, fn, *args, donate=()):
       *args: Trees of `jax.ShapeDtypeStruct`. Those without a sharding are on every device, or in
         host memory if their type says so.
       donate: Positions of arguments that may be overwritten.
+      out_shardings: As of `jax.jit`.
     """
     # Compile-only devices list no memories: a sharding on the concrete mesh would lose its memory
     # kind. On the abstract mesh it keeps it.
@@ -36,7 +37,7 @@ def compile_for(mesh, fn, *args, donate=()):
         sharding = everywhere.with_memory_kind("pinned_host") if on_host else everywhere
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
-    step = jax.jit(fn, donate_argnums=donate)
+    step = jax.jit(fn, donate_argnums=donate, out_shardings=out_shardings)
     # The mesh is what XLA compiles for. The default device is where Mosaic looks up the compute
     # capability; without it Mosaic assumes 9.0.
     with (

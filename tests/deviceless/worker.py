@@ -37,24 +37,26 @@ def main(arguments=None):
 
 def compile_cases(target_name, names, folder):
     """`{name: result}` for each case."""
-    from tests.deviceless import cases, dump, kernels, models, paged, scaling, targets
+    from tests.deviceless import cases, dump, kernels, meshes, models, paged, scaling, targets
 
-    del kernels, models, paged, scaling  # they register cases
+    del kernels, meshes, models, paged, scaling  # they register cases
     target = targets.TARGETS[target_name]
-    mesh = targets.make_mesh(target)
     mosaic = dump.Dump(folder, target.architecture)
-    return {name: compile_case(mesh, name, mosaic) for name in names or cases.names(target_name)}
+    return {name: compile_case(target, name, mosaic) for name in names or cases.names(target_name)}
 
 
-def compile_case(mesh, name, mosaic):
+def compile_case(target, name, mosaic):
     """The result for one case. `mosaic` is a `dump.Dump`."""
-    from tests.deviceless import cases, compiling
+    from tests.deviceless import cases, compiling, targets
 
     start = time.monotonic()
     mosaic.forget()  # what a case left that failed
     try:
         case = cases.build(name)
-        executable = compiling.compile_for(mesh, case.fn, *case.args, donate=case.donate)
+        mesh = (case.mesh or targets.make_mesh)(target)
+        executable = compiling.compile_for(
+            mesh, case.fn, *case.args, donate=case.donate, out_shardings=case.out_shardings
+        )
         made = mosaic.new()
         return {
             "facts": compiling.facts(executable, made),

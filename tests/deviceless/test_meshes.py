@@ -1,0 +1,98 @@
+"""Steps on eight GPUs: what they say to each other, and that each works on its shards."""
+
+import pytest
+
+from tests.deviceless import meshes
+from tests.deviceless.compiling import copies
+
+pytestmark = pytest.mark.deviceless
+
+by_kind = pytest.mark.parametrize("kind", meshes.KINDS)
+by_form = pytest.mark.parametrize("form", meshes.FORMS)
+by_name = pytest.mark.parametrize("name", meshes.NAMES)
+_TRANSFERS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
+
+
+def shard_bytes(name):
+    """Bytes of parameters, and of state with its count, on a device."""
+    sizes, slots = meshes.shard_sizes(), 2 if "lamb" in name else 1
+    coded = [n for key, n in sizes.items() if key != "small" and "8bit" in name]
+    plain = [n for key, n in sizes.items() if key == "small" or "8bit" not in name]
+    scales = 4 * (sum(n // 256 for n in coded) + (len(plain) if "8bit" in name else 0))
+    return 2 * sum(sizes.values()), slots * (sum(coded) + scales + 4 * sum(plain)) + 4
+
+
+@by_form
+@by_kind
+@by_name
+def test_devices_add_up_norms_and_nothing_else(facts_for, name, kind, form):
+    """All norms in one all-reduce; a paged LAMB has one for each page, see `docs/meshes.md`."""
+    found = dict(facts_for("h200")[f"{name}/8 {kind}/{form}"]["facts"]["collectives"])
+    if "lion" in name:
+        assert found == {}
+    elif name.startswith("paged"):
+        assert found.keys() == {"all-reduce"} and found["all-reduce"] <= 3
+    else:
+        assert found == {"all-reduce": 1}
+
+
+@by_form
+@by_kind
+@by_name
+def test_state_is_divided_and_written_in_place(facts_for, name, kind, form):
+    facts = facts_for("h200")[f"{name}/8 {kind}/{form}"]["facts"]
+    params, state = shard_bytes(name)
+    on_host = facts["host"]["arguments"]
+    assert facts["alias"] + facts["host"]["alias"] == params + state
+    assert facts["arguments"] + on_host == 2 * params + state  # and the gradients
+    assert (on_host > state / 2) == name.startswith("paged")
+    assert facts["host"]["temp"] == 0 and not facts["host_compute"]
+
+
+@by_kind
+@by_name
+def test_nothing_is_copied(facts_for, name, kind):
+    """But scales of the smallest leaf, and what a stream moves."""
+    facts = facts_for("h200")[f"{name}/8 {kind}/apply_fused"]["facts"]
+    found = [x for x in copies(facts, 256) if not x["name"].startswith(_TRANSFERS)]
+    assert found == []
+    if not name.startswith("paged") and "8bit" in name:
+        assert facts["temp"] < 2**16
+
+
+@by_kind
+@pytest.mark.parametrize(
+    "name, kernels",
+    [("lion8bit", ("lion_step",)), ("lamb8bit", ("lamb_moments", "lamb_apply"))],
+)
+def test_kernels_work_on_shards(facts_for, name, kernels, kind):
+    facts = facts_for("h200")[f"{name}/8 {kind}/apply_fused"]["facts"]
+    launched = [x for x in facts["launches"] if x["kind"] == "mosaic"]
+    sizes = meshes.shard_sizes(meshes.IN_KERNELS)
+    for kernel in kernels:
+        here = [x for x in launched if x["name"] == kernel]
+        assert len(here) == len(sizes)
+        # Parameters in bfloat16 and codes are written; scales and sums are a few percent more.
+        each = {"lion_step": 3, "lamb_moments": 2, "lamb_apply": 2}[kernel]
+        writes = sorted(x["writes"] for x in here)
+        for written, n in zip(writes, sorted(sizes.values()), strict=True):
+            assert each * n <= written <= 1.06 * each * n
+
+
+@by_kind
+def test_pages_are_of_shards(facts_for, kind):
+    """A shard is cut where it has to be, and every byte of it goes in and out once."""
+    facts = facts_for("h200")[f"paged_lion8bit/8 {kind}/apply_fused"]["facts"]
+    moved = {"in": 0, "out": 0}
+    for event, _, size in facts["transfers"]:
+        if event in moved:
+            moved[event] += size
+    assert moved["in"] == moved["out"] == facts["host"]["arguments"]
+    assert facts["temp"] <= 3 * 2**20
+
+
+@by_kind
+def test_norms_of_layers_share_the_all_reduce(facts_for, kind):
+    facts = facts_for("h200")[f"lamb8bit/8 {kind}/stacked"]["facts"]
+    assert facts["collectives"] == {"all-reduce": 1}
+    assert sum(x["name"] == "lamb_apply" for x in facts["launches"]) == len(meshes.IN_KERNELS)
