@@ -241,7 +241,8 @@ def _with_rules(operation, plain):
 
     @jax.custom_batching.custom_vmap
     def mapped(args):
-        return operation(args)
+        # On a TPU `custom_partitioning` does not work (jax#38196).
+        return lax.platform_dependent(args, tpu=plain, default=operation)
 
     @mapped.def_vmap
     def map_plain(axis_size, batched, args):

@@ -48,14 +48,15 @@ def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):
         size that fits. Such leaves are gathered in every step.
 
     Examples:
+      >>> from jax.sharding import NamedSharding, PartitionSpec
       >>> mesh = jax.make_mesh((1,), ("fsdp",))
       >>> shardings = {"w": NamedSharding(mesh, PartitionSpec("fsdp", None))}
       >>> params = {"w": jnp.zeros((1024, 512))}
       >>> tx = lion8bit(1e-4)
       >>> for_state = state_sharding(tx, params, shardings)
       >>> state = jax.jit(tx.init, out_shardings=for_state)(params)
-      >>> state.mu["w"].sharding.spec, state.mu_absmax["w"].sharding.spec
-      (PartitionSpec('fsdp',), PartitionSpec('fsdp',))
+      >>> tuple(state.mu["w"].sharding.spec), tuple(state.mu_absmax["w"].sharding.spec)
+      (('fsdp',), ('fsdp',))
 
     References:
       Rajbhandari et al., `ZeRO: Memory Optimizations Toward Training Trillion Parameter Models
@@ -113,7 +114,7 @@ class _Param(NamedTuple):
 
 def _known(params, shardings, over):
     """A `_Param` for every parameter, by its path."""
-    rows, treedef = jax.tree_util.tree_flatten_with_path(params)
+    rows = jax.tree_util.tree_leaves_with_path(params)
     if shardings is None:
         leaves = [getattr(p, "sharding", None) for _, p in rows]
     else:
@@ -139,7 +140,6 @@ def _known(params, shardings, over):
         known[path] = _Param(tuple(p.shape), sharding.mesh, axes_of(sharding.spec, len(p.shape)))
     if not known:
         raise ValueError("There are no parameters whose sharding their state could follow.")
-    del treedef
     return known
 
 
@@ -149,24 +149,23 @@ def _found(known, path):
 
 
 def _of_slot(known, everywhere, path, x, absmax, is_scales, over, cuts):
-    """The sharding of a slot, or of its scales."""
+    """The sharding of a slot, or of its scales; `absmax` are scales, if it has some."""
     param = _found(known, path)
-    if param is None or param.shape != x.shape:
+    if x.dtype != "uint8":
+        absmax = None
+    if param is None or param.shape != x.shape or (is_scales and absmax is None):
         return everywhere
-    coded = absmax is not None and x.dtype == "uint8"
-    if is_scales and not coded:
-        return everywhere
-    block = _block_size(x.shape, absmax.shape) if coded else None
-    sizes = dict(param.mesh.shape)
+    block = None if absmax is None else _block_size(x.shape, absmax.shape)
     axes = axes_of(_divided(param, over, block), x.ndim)
-    split = split_for(x.shape, [axes], sizes, block)
+    split = split_for(x.shape, [axes], dict(param.mesh.shape), block)
     if split.axes != split.asked:
         name = path_string(path)
         cuts[name] = name, split, block
-    spec = (
-        split.scales_spec(absmax.shape) if is_scales else Split(*split[:1], axes, *split[2:]).spec
-    )
-    return NamedSharding(param.mesh, spec, memory_kind=_kind(absmax if is_scales else x))
+    if is_scales and absmax is not None:
+        spec = split.scales_spec(absmax.shape)
+        return NamedSharding(param.mesh, spec, memory_kind=_kind(absmax))
+    # A slot stays divided where blocks are cut: it is gathered in a step, but rests in shards.
+    return NamedSharding(param.mesh, split._replace(axes=axes).spec, memory_kind=_kind(x))
 
 
 def _block_size(shape, scales_shape):

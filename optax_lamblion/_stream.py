@@ -164,7 +164,7 @@ class _InPieces:
         start, state = jnp.int32(part.begin), (slots, absmaxes)
         if part.phase == "apply":
             if self._ratio is None:
-                layers = g.shape[0] if self._leaf.spec.stacked else None
+                layers = self._leaf.g.shape[0] if self._leaf.spec.stacked else None
                 sums = sum_of_grains(jnp.concatenate(self._sums), layers)
                 self._ratio = ratio(self._region.total([0], [sums])[0], s)
             self.target = self._call["apply_piece"](

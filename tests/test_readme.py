@@ -7,7 +7,7 @@ import textwrap
 import optax
 
 ROOT = pathlib.Path(__file__).parents[1]
-README, PAGING = ROOT / "README.md", ROOT / "docs" / "paging.md"
+README, PAGING, MESHES = (ROOT / x for x in ("README.md", "docs/paging.md", "docs/meshes.md"))
 
 
 def test_the_examples_run_and_the_bytes_are_as_printed(capsys):
@@ -22,12 +22,21 @@ def test_the_examples_run_and_the_bytes_are_as_printed(capsys):
     assert f"{report.nbytes:,}" == theirs
 
 
-def test_the_examples_about_paging_run(capsys):
+def run_examples(page, capsys):
     names = {}
-    for snippet in re.findall(
-        r"```python\n(.*?)```", PAGING.read_text(encoding="utf-8"), re.DOTALL
-    ):
+    for snippet in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
         exec(textwrap.dedent(snippet), names)
         for line, printed in re.findall(r"^print\((.*)\)  # (.*)$", snippet, re.MULTILINE):
             assert capsys.readouterr().out.strip() == printed, line
-    assert names["k"] == 4
+    return names
+
+
+def test_the_examples_about_paging_run(capsys):
+    assert run_examples(PAGING, capsys)["k"] == 4
+
+
+def test_the_examples_about_meshes_run(capsys):
+    """On all devices that there are: eight, in these tests."""
+    names = run_examples(MESHES, capsys)
+    assert names["mesh"].size == 8
+    assert names["opt_state"].mu["w"].sharding.shard_shape((4096, 1024)) == (512, 1024)
