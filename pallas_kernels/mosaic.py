@@ -74,7 +74,7 @@ def apply(spec: Spec, g, p, slots, absmaxes, s, ratio, of_tiles, *, interpret=No
 def unknown_tiles(spec: Spec, g, p, slots):
     """In place of what `moments` knows of its tiles: that it knows nothing."""
     leaf = _Leaf.of(spec, g, p, (), ())._replace(shape=slots[0].shape)
-    call = _Call(spec, leaf, _Hyper((), None, (), ()), None)
+    call = _Call(spec, leaf, _Hyper((), None, (), ((), ())), None)
     return jnp.full((call.cut.tiles, 3), jnp.inf)
 
 

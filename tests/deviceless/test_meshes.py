@@ -8,7 +8,7 @@ from tests.deviceless.compiling import copies
 pytestmark = pytest.mark.deviceless
 
 by_kind = pytest.mark.parametrize("kind", meshes.KINDS)
-by_form = pytest.mark.parametrize("form", meshes.FORMS)
+by_case = pytest.mark.parametrize(("name", "kind", "form"), meshes.CASES)
 by_name = pytest.mark.parametrize("name", meshes.NAMES)
 _TRANSFERS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
 
@@ -22,9 +22,7 @@ def shard_bytes(name):
     return 2 * sum(sizes.values()), slots * (sum(coded) + scales + 4 * sum(plain)) + 4
 
 
-@by_form
-@by_kind
-@by_name
+@by_case
 def test_devices_add_up_norms_and_nothing_else(facts_for, name, kind, form):
     """All norms in one all-reduce; a paged LAMB has one for each page, see `docs/meshes.md`."""
     found = dict(facts_for("h200")[f"{name}/8 {kind}/{form}"]["facts"]["collectives"])
@@ -36,9 +34,7 @@ def test_devices_add_up_norms_and_nothing_else(facts_for, name, kind, form):
         assert found == {"all-reduce": 1}
 
 
-@by_form
-@by_kind
-@by_name
+@by_case
 def test_state_is_divided_and_written_in_place(facts_for, name, kind, form):
     facts = facts_for("h200")[f"{name}/8 {kind}/{form}"]["facts"]
     params, state = shard_bytes(name)

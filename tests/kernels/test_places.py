@@ -126,17 +126,18 @@ def apart(step, shape, shards):
                       for i, n, m in zip(index, x.shape, shape, strict=False))  # fmt: skip
         return x[scale]
 
+    moments = jax.jit(functools.partial(step.moments, SPEC))
+    apply = jax.jit(functools.partial(step.apply, SPEC))
     halves, total = [], 0
     for place, index in places(shape, shards):
         here = jax.tree.map(functools.partial(shard, index=index), arrays)
-        half = step.moments(SPEC, *here, SCALARS, KEY._replace(place=place))
+        half = moments(*here, SCALARS, KEY._replace(place=place))
         halves.append((index, here, half))
         total += half[2]
     out = jax.tree.map(np.zeros_like, (arrays[1], arrays[2], arrays[3]))
     for index, (g, p, *_), (slots, scales, _, *known) in halves:
-        new = step.apply(
-            SPEC, g, p, slots, scales, SCALARS, ratio(total, SCALARS.astype(jnp.float32)), *known
-        )
+        factor = ratio(total, SCALARS.astype(jnp.float32))
+        new = apply(g, p, slots, scales, SCALARS, factor, *known)
         made = jax.tree.leaves((new, slots, scales))
         for whole, x in zip(jax.tree.leaves(out), made, strict=True):
             shard(whole, index)[...] = x

@@ -10,7 +10,7 @@ from optax_lamblion import apply_fused, lion8bit, state_sharding
 from tests.meshes import problem
 from tests.meshes.problem import P
 from tests.meshes.test_same_steps import assert_close
-from tests.variants import every
+from tests.variants import VARIANTS
 
 MESHES = (None, "1x8", "four", None)
 
@@ -45,7 +45,15 @@ def steps(tx, start, grads, there):
     return p, state
 
 
-@every(lambda v: v.bits == 8 or v.name == "lamb")
+QUICK = ("lion8bit", "paged_lamb8bit")
+ROWS = [
+    pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.slow)
+    for v in VARIANTS
+    if "32bit" not in v.name
+]
+
+
+@pytest.mark.parametrize("v", ROWS)
 def test_one_eight_four_and_one(v, tmp_path):
     """A part of the run on each of them, through Orbax, ends as the run on one device does."""
     tx = v()

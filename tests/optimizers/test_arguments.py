@@ -198,6 +198,8 @@ def test_state_options_have_the_documented_defaults():
         codec="power",
         min_8bit_size=4096,
         keep_32bit=None,
+        stacked=None,
+        norm_axes=None,
         implementation=None,
         page_min_size=100_000,
         page_bytes=2**25,
