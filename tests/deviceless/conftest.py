@@ -1,7 +1,8 @@
 """What the tests here share: the facts of all cases of a target, compiled once.
 
-Each target has a process of its own (see `worker.py`). Under pytest-xdist, the first test that
-needs a target compiles for it, and the others wait.
+Processes compile a few cases of one target each (see `worker.py`). Under pytest-xdist, the first
+test that needs a target has them compiled one after the other; who needs it meanwhile takes those
+that nobody has begun with, and waits for the rest.
 """
 
 import fcntl
@@ -14,9 +15,13 @@ import sys
 
 import pytest
 
+from tests.deviceless import cases, worker
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Set by `./dev deviceless`, whose environment has everything: there, what is missing is an error.
 REQUIRED = os.environ.get("OPTAX_LAMBLION_DEVICELESS") == "required"
+CASES_AT_ONCE = 40
+"""Of one process: few enough to share the work, and enough for kernels to be compiled once."""
 
 # The other modules have no examples to test, and need not be imported where nothing runs.
 collect_ignore = [
@@ -61,7 +66,7 @@ def facts_for(request, tmp_path_factory):
 
     def facts_for(target):
         if target not in loaded:
-            loaded[target] = Results(_compiled(target, folder / f"deviceless-{target}.json"))
+            loaded[target] = Results(_compiled(target, folder))
         return loaded[target]
 
     return facts_for
@@ -78,12 +83,28 @@ def _installed(name):
         return False
 
 
-def _compiled(target, path):
+def _compiled(target, folder):
+    """The results of all cases of a target."""
+    worker.register()
+    names = cases.names(target)
+    count = -(-len(names) // CASES_AT_ONCE)
+    # Every so many: neighbours take about as long.
+    parts = [(names[i::count], folder / f"deviceless-{target}-{i}.json") for i in range(count)]
+    for wait in (False, True):
+        for part, path in parts:
+            _compile(target, part, path, wait)
+    return {name: x for _, path in parts for name, x in json.loads(path.read_text()).items()}
+
+
+def _compile(target, names, path, wait):
+    """Compiles cases, if nobody has; if somebody is about it, waits for that or leaves it."""
     with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return
         if not path.exists():
             command = [sys.executable, "-W", "error", "-m", "tests.deviceless.worker", target, path]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run([*command, *names], cwd=ROOT, capture_output=True, text=True)
             if done.returncode:
                 pytest.fail(f"Compiling for {target} failed:\n{done.stderr[-6000:]}", pytrace=False)
-    return json.loads(path.read_text())

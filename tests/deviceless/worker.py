@@ -35,11 +35,18 @@ def main(arguments=None):
     part.replace(args.out)
 
 
+def register():
+    """Lets the modules that have cases register them."""
+    from tests.deviceless import kernels, meshes, models, paged, scaling
+
+    del kernels, meshes, models, paged, scaling
+
+
 def compile_cases(target_name, names, folder):
     """`{name: result}` for each case."""
-    from tests.deviceless import cases, dump, kernels, meshes, models, paged, scaling, targets
+    from tests.deviceless import cases, dump, targets
 
-    del kernels, meshes, models, paged, scaling  # they register cases
+    register()
     target = targets.TARGETS[target_name]
     mosaic = dump.Dump(folder, target.architecture)
     return {name: compile_case(target, name, mosaic) for name in names or cases.names(target_name)}

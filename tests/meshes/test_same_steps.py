@@ -52,7 +52,7 @@ def assert_close(on_mesh, alone, before, steps=1):
         np.testing.assert_array_less(np.abs(a - b), bound)
 
 
-@pytest.mark.parametrize(("v", "shape", "kind", "fused"), everywhere())
+@pytest.mark.parametrize(("v", "shape", "kind", "fused"), list(everywhere()))
 def test_variants(v, shape, kind, fused):
     alone = on_one(v, fused, steps=1 if v.family == "lamb" else 3)
     mesh = problem.make_mesh(shape, kind)
