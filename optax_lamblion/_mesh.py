@@ -24,7 +24,7 @@ from jax.experimental.custom_partitioning import (
     CompoundFactor,
     custom_partitioning,
 )
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from optax_lamblion._splits import axes_of
 
@@ -163,6 +163,8 @@ class Program(Protocol):
     """What is run in a region. Hashable, and equal to others that do the same.
 
     - `run(region, args)` is what it does on this device.
+    - `plain(args)` is what it does without kernels, which XLA can divide; `kernels_only` says that
+      this is not to be used.
     - `splits(sizes, args, axes)` is the `Split` of every leaf on a mesh with axes of these sizes;
       `axes(x)` are the mesh axes that divide every axis of an array.
     - `local(region, splits, args)` are arguments for `run` that know of their place.
@@ -173,6 +175,8 @@ class Program(Protocol):
     """
 
     run: Any
+    plain: Any
+    kernels_only: bool
     splits: Any
     local: Any
     specs: Any
@@ -219,8 +223,9 @@ def reshard(x, mesh, spec):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _in_auto(program: Program, mesh, args):
-    everywhere = functools.partial(program.run, Region())
-    operation = custom_partitioning(everywhere)
+    devices = mesh.size
+    none = AbstractMesh((), (), abstract_device=mesh.abstract_device)
+    operation = custom_partitioning(program.plain)
 
     def partition(mesh, given, results):
         def axes(x):
@@ -229,20 +234,34 @@ def _in_auto(program: Program, mesh, args):
         (args,) = given
         splits = program.splits(dict(mesh.shape), args, axes)
         given, results = program.specs(splits, args, lambda spec: NamedSharding(mesh, spec))
-        run = functools.partial(_run_on_shards, program, mesh, splits, True)
+
+        def run(args):
+            # Types of what is computed there would name the mesh of the program, those of
+            # arguments none.
+            with jax.sharding.use_abstract_mesh(none):
+                return _run_on_shards(program, mesh, splits, True, args)
+
         return mesh, run, results, (given,)
 
-    operation.def_partition(partition=partition, sharding_rule=program.rule(mesh.size, args))
-    return _with_rules(operation, everywhere)(args)
+    operation.def_partition(partition=partition, sharding_rule=program.rule(devices, args))
+    return _with_rules(operation, program)(args)
 
 
-def _with_rules(operation, plain):
+def _with_rules(operation, program):
     """An operation that is not mapped or differentiated, but what it stands for is, by XLA."""
+
+    def plain(args):
+        if program.kernels_only:
+            raise ValueError(
+                '`implementation="mosaic"` on a mesh with Auto axes is neither mapped nor '
+                "differentiated. Use `implementation=None`, with which XLA makes such a step."
+            )
+        return program.plain(args)
 
     @jax.custom_batching.custom_vmap
     def mapped(args):
         # On a TPU `custom_partitioning` does not work (jax#38196).
-        return lax.platform_dependent(args, tpu=plain, default=operation)
+        return lax.platform_dependent(args, tpu=program.plain, default=operation)
 
     @mapped.def_vmap
     def map_plain(axis_size, batched, args):

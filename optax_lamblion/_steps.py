@@ -1,5 +1,6 @@
 """The steps of all leaves: of resident ones where they are, of paged ones in a stream."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -96,6 +97,16 @@ class _Step(NamedTuple):
         )
         region = region.of(range(number, len(leaves)))
         return stepped + _stream.run(plan, region, [leaf._replace(spec=None) for leaf in streamed])
+
+    def plain(self, leaves):
+        """The same without kernels, where there are no shards."""
+        by_xla = dataclasses.replace(self.options, implementation="xla")
+        return self._replace(options=by_xla).run(_mesh.Region(), leaves)
+
+    @property
+    def kernels_only(self):
+        """Whether kernels are asked for by name."""
+        return self.options.implementation == "mosaic"
 
     def splits(self, sizes, leaves, axes):
         """The `Split` of every leaf."""

@@ -186,11 +186,14 @@ def load(spec, slots, absmaxes, dtype):
     return decode_slots(spec, slots, scales, dtype)
 
 
-def sum_of_squares(spec, x):
-    """The sum of squares of a leaf; of a stack that of every layer, in a vector."""
+def sum_of_squares(spec, x, by_grains):
+    """The sum of squares of a leaf; of a stack that of every layer, in a vector.
+
+    Grain by grain if asked for, so that it is that of the leaf in pieces.
+    """
     layers = x.shape[0] if spec.stacked else None
     # A small leaf is never cut. One that XLA divides over devices is not to change its shape.
-    if not can_be_cut(x.size, layers) or is_divided(x):
+    if not by_grains or not can_be_cut(x.size, layers) or is_divided(x):
         return jnp.sum(jnp.square(x), axis=tuple(range(spec.stacked, x.ndim)))
     return sum_of_grains(squares(x), layers)
 

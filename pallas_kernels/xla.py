@@ -46,7 +46,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, first=None):
         return out, *stored
     direction = _in_memory(_direction(spec, given, stored))
     if spec.rule.trust_ratio:
-        ratio = shared.ratio(_sums(spec, given.p, direction), given.s)
+        ratio = shared.ratio(_sums(spec, True, given.p, direction), given.s)
         if any(map(coded, slots)):
             # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
             again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
@@ -69,7 +69,8 @@ def moments(spec: Spec, g, p, slots, absmaxes, s, key):
     given = _given(spec, g, p, s)
     _, stored = _new_state(spec, given, slots, absmaxes, key, None)
     direction = _in_memory(_direction(spec, given, stored))
-    return *stored, _sums(spec, given.p, direction)
+    # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
+    return *stored, _sums(spec, False, given.p, direction)
 
 
 def apply(spec: Spec, g, p, slots, absmaxes, s, ratio):
@@ -82,8 +83,8 @@ def apply(spec: Spec, g, p, slots, absmaxes, s, ratio):
     return _emitted(spec, given, given.s.step_size * direction)
 
 
-def _sums(spec, *arrays):
-    return jnp.stack([shared.sum_of_squares(spec, x) for x in arrays], -1)
+def _sums(spec, by_grains, *arrays):
+    return jnp.stack([shared.sum_of_squares(spec, x, by_grains) for x in arrays], -1)
 
 
 # ------------------------------------------------------------------------ a leaf that is in pieces

@@ -102,6 +102,9 @@ for _name, _kind, _form in CASES:
         lambda name=_name, kind=_kind, fused=_fused: step(optimizer(name), kind, fused)
     )
 for _kind in KINDS:
+    case(f"lion8bit/8 {_kind}/by name", targets=("h200",))(
+        lambda kind=_kind: step(optimizer("lion8bit", implementation="mosaic"), kind, True)
+    )
     case(f"lamb8bit/8 {_kind}/stacked", targets=("h200",))(
         lambda kind=_kind: step(
             optimizer("lamb8bit", stacked=lambda path: path == "stack"), kind, True

@@ -76,6 +76,15 @@ def test_kernels_work_on_shards(facts_for, name, kernels, kind):
 
 
 @by_kind
+def test_kernels_by_name_are_those_that_none_takes(facts_for, kind):
+    named, chosen = (
+        [x["name"] for x in facts_for("h200")[f"lion8bit/8 {kind}/{form}"]["facts"]["launches"]]
+        for form in ("by name", "apply_fused")
+    )
+    assert named.count("lion_step") == chosen.count("lion_step") == len(meshes.IN_KERNELS)
+
+
+@by_kind
 def test_pages_are_of_shards(facts_for, kind):
     """A shard is cut where it has to be, and every byte of it goes in and out once."""
     facts = facts_for("h200")[f"paged_lion8bit/8 {kind}/apply_fused"]["facts"]

@@ -236,3 +236,22 @@ def test_a_model_with_heads():
         )
         assert on_mesh < float(loss(p, x))
         np.testing.assert_allclose(on_mesh, losses(p, x, tx), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+def test_kernels_by_name_are_refused_where_they_cannot_run(kind):
+    """On a mesh with Auto axes XLA says it, when it divides the program."""
+    tx = lion8bit(1e-3, options=StateOptions(implementation="mosaic"))
+    mesh = problem.make_mesh("4x2", kind)
+    p = problem.put(problem.params(), mesh)
+    step = jax.jit(lambda p, g, state: apply_fused(tx, p, g, state))
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="needs an NVIDIA GPU"):
+        step(p, p, tx.init(p))
+
+
+def test_kernels_by_name_are_not_mapped_on_a_mesh():
+    tx = lion8bit(1e-3, options=StateOptions(implementation="mosaic"))
+    p = problem.put(problem.params(), problem.make_mesh("4x2", "auto"))
+    two = jax.tree.map(lambda x: jnp.stack([x, x]), p)
+    with pytest.raises(ValueError, match="neither mapped nor differentiated"):
+        jax.jit(jax.vmap(lambda p: apply_fused(tx, p, p, tx.init(p))))(two)
