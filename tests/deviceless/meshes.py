@@ -67,19 +67,30 @@ def shard_sizes(names=tuple(SHAPES)):
     return sizes
 
 
-def step(tx, kind, fused, over=None):
-    """A `Case`: one step that donates parameters and state."""
+def place(tx, kind):
+    """Parameters and state on the mesh, each with its shardings: `((p, its), (state, its))`."""
     # That of the GPUs, and not any of these sizes: types name the kind of GPU as well.
     mesh = make_mesh(kind, targets.TARGETS["h200"]).abstract_mesh
     by_name = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
     p = {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in SHAPES.items()}
-    for_state = state_sharding(tx, p, by_name, over=over)
+    for_state = state_sharding(tx, p, by_name)
 
     def there(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     state = jax.tree.map(there, jax.eval_shape(tx.init, p), for_state)
-    p = jax.tree.map(there, p, by_name)
+    return (jax.tree.map(there, p, by_name), by_name), (state, for_state)
+
+
+def init(tx, kind):
+    """A `Case`: a fresh state."""
+    (p, _), (_, for_state) = place(tx, kind)
+    return Case(tx.init, (p,), (), functools.partial(make_mesh, kind), for_state)
+
+
+def step(tx, kind, fused):
+    """A `Case`: one step that donates parameters and state."""
+    (p, by_name), (state, for_state) = place(tx, kind)
 
     def apply(p, g, state):
         if fused:
@@ -102,6 +113,9 @@ for _name, _kind, _form in CASES:
         lambda name=_name, kind=_kind, fused=_fused: step(optimizer(name), kind, fused)
     )
 for _kind in KINDS:
+    case(f"paged_lion8bit/8 {_kind}/init", targets=("h200",))(
+        lambda kind=_kind: init(optimizer("paged_lion8bit"), kind)
+    )
     case(f"lion8bit/8 {_kind}/by name", targets=("h200",))(
         lambda kind=_kind: step(optimizer("lion8bit", implementation="mosaic"), kind, True)
     )

@@ -97,6 +97,18 @@ def test_pages_are_of_shards(facts_for, kind):
 
 
 @by_kind
+def test_a_fresh_state_is_made_in_shards(facts_for, kind):
+    facts = facts_for("h200")[f"paged_lion8bit/8 {kind}/init"]["facts"]
+    _, state = shard_bytes("paged_lion8bit")
+    assert facts["collectives"] == {} and not facts["host_compute"]
+    on_device = state - facts["host"]["outputs"]
+    # The smaller leaves, with a pointer for every result.
+    assert on_device < facts["outputs"] <= on_device + 8 * 16
+    # One leaf after the other goes to the host.
+    assert facts["temp"] <= 1.01 * max(meshes.shard_sizes().values())
+
+
+@by_kind
 def test_norms_of_layers_share_the_all_reduce(facts_for, kind):
     facts = facts_for("h200")[f"lamb8bit/8 {kind}/stacked"]["facts"]
     assert facts["collectives"] == {"all-reduce": 1}
