@@ -45,7 +45,7 @@ def steps(tx, start, grads, there):
     return p, state
 
 
-QUICK = ("lion8bit", "paged_lamb8bit")
+QUICK = ("lion8bit",)
 ROWS = [
     pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.slow)
     for v in VARIANTS

@@ -9,7 +9,7 @@ import pytest
 from optax_lamblion import StateOptions, apply_fused, lamb, lamb8bit, lion8bit
 from pallas_kernels.pieces import CUTTABLE, GRAIN
 from tests.kernels.interpreted import interpreted
-from tests.variants import every, optax_lamb
+from tests.variants import VARIANTS, optax_lamb
 
 LAYERS = 3
 SHAPES = {"kernel": (LAYERS, 32, 512), "scale": (LAYERS, 20), "gain": (LAYERS,), "head": (64, 96)}
@@ -136,9 +136,19 @@ def large(seed):
     return {"kernel": jnp.asarray(p, jnp.float32)}
 
 
-@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("clip", [5, pytest.param(None, marks=pytest.mark.slow)])
-@every(lambda v: v.name in ("paged_lamb8bit", "paged_lamb32bit"))
+PIECES = [
+    pytest.param(
+        v, clip, kernels, id=f"{v.name}-{clip}{'-kernels' if kernels else ''}", marks=marks
+    )
+    for v in VARIANTS
+    if v.name in ("paged_lamb8bit", "paged_lamb32bit")
+    for clip in (5, None)
+    for kernels in {False, v.bits == 8}
+    for marks in [() if v.bits == 32 and clip else pytest.mark.slow]
+]
+
+
+@pytest.mark.parametrize(("v", "clip", "kernels"), PIECES)
 def test_pieces_are_of_several_layers(v, clip, kernels):
     """A paged stack is cut where grains end, wherever its layers do; as a whole it steps alike."""
     options = StateOptions(page_bytes=2**20, stacked=lambda path: True)
@@ -147,7 +157,7 @@ def test_pieces_are_of_several_layers(v, clip, kernels):
     p, g = large(0), large(1)
     assert p["kernel"].size // 3 % GRAIN == 0
     expected = jax.jit(lambda: apply_fused(resident, p, g, resident.init(p)))()
-    if kernels and v.bits == 8:
+    if kernels:
         with interpreted():
             out = apply_fused(paged, p, g, paged.init(p))
     else:
@@ -156,7 +166,7 @@ def test_pieces_are_of_several_layers(v, clip, kernels):
         # Where a second moment lies right between two codes, kernels may round it to the other one.
         # A step with its root is another one, too.
         off = np.mean(~np.isclose(np.asarray(x, np.float32), y, rtol=1e-5, atol=1e-5))
-        assert off <= (1e-4 if kernels and v.bits == 8 else 0)
+        assert off <= (1e-4 if kernels else 0)
 
 
 def test_trees_of_bools_and_bad_ones():
