@@ -13,6 +13,7 @@ a type says of the mesh:
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, Protocol
 
@@ -67,10 +68,8 @@ class Region:
             self._once(i, self._at_its_layers(i, x)) for i, x in zip(leaves, sums, strict=True)
         ]
         total = lax.psum(jnp.concatenate([x.reshape(-1) for x in parts]), self.axes)
-        ends = [sum(x.size for x in parts[: i + 1]) for i in range(len(parts))]
-        totals = [
-            total[end - x.size : end].reshape(x.shape) for x, end in zip(parts, ends, strict=True)
-        ]
+        pieces = jnp.split(total, list(itertools.accumulate(x.size for x in parts[:-1])))
+        totals = [piece.reshape(x.shape) for piece, x in zip(pieces, parts, strict=True)]
         return [
             self._own_layers(i, x, y.shape) for i, x, y in zip(leaves, totals, sums, strict=True)
         ]

@@ -128,7 +128,7 @@ def _spec(axes):
     return PartitionSpec(*entries)
 
 
-def fitting_block_size(shape, axes, sizes, block_size):
+def _fitting_block_size(shape, axes, sizes, block_size):
     """The largest block size below this one of which shards have whole blocks, or None."""
     sizes_below = [b for b in BLOCK_SIZES if b < block_size]
     return next((b for b in reversed(sizes_below) if fits(shape, axes, sizes, b)), None)
@@ -147,9 +147,10 @@ def warn_of_cuts(leaves):
     ]
     if not cut:
         return
+    sizes = " or ".join(map(str, sorted({block for *_, block in cut})))
     lines = []
     for name, split, block in cut[:5]:
-        better = fitting_block_size(split.shape, split.asked, split.sizes, block)
+        better = _fitting_block_size(split.shape, split.asked, split.sizes, block)
         remedy = (
             f"`StateOptions(block_size={better})` fits"
             if better
@@ -161,13 +162,8 @@ def warn_of_cuts(leaves):
     if len(cut) > 5:
         lines.append(f"  and {len(cut) - 5} more")
     warnings.warn(
-        f"Shards cut the blocks of {block_size_text(cut)} elements that share a scale, so these "
+        f"Shards cut the blocks of {sizes} elements that share a scale, so these "
         "leaves are gathered in every step, and are as slow as they are right:\n"
         + "\n".join(lines),
         stacklevel=1,  # of the same leaves Python shows it once, whoever finds them
     )
-
-
-def block_size_text(cut):
-    """The block sizes, as words."""
-    return " or ".join(map(str, sorted({block for *_, block in cut})))

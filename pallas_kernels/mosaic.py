@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels import mosaic_bodies as bodies
 from pallas_kernels import rules
 from pallas_kernels import step as shared
 from pallas_kernels.blocks import absmax_shape, as_rows
-from pallas_kernels.codecs import as_bytes, encode, encode_at_random
 from pallas_kernels.dtypes import promote
-from pallas_kernels.hashing import mix, place_of, uniform_at, whole_key
 from pallas_kernels.kernel_ladders import for_kernel
 from pallas_kernels.mosaic_launch import Small, Whole, run_leaf
 from pallas_kernels.mosaic_tile import cut
@@ -36,13 +35,15 @@ def step(spec: Spec, g, p: Any, slots, absmaxes, s, key, *, interpret=None):
 
     if spec.rule.from_old and in_place:
         written = dict(p=leaf.p, state=leaf.state)
-        _, written, _ = call(f"{name}_step", _step_body, dict(g=leaf.g), written)
+        _, written, _ = call(f"{name}_step", bodies.step_body, dict(g=leaf.g), written)
         return written["p"].reshape(p.shape), *leaf.stored(written["state"])
 
     if spec.rule.from_old:
         read = dict(g=leaf.g, p=leaf.p if spec.decay == "coupled" else None)
         out = dict(signs=jax.ShapeDtypeStruct(leaf.g.shape, jnp.int8))
-        out, written, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
+        out, written, _ = call(
+            f"{name}_signs", bodies.signs_body, read, dict(state=leaf.state), out
+        )
         # The rest of the step is left to XLA, which fuses it with whatever applies the update.
         signs = out["signs"].reshape(g.shape)
         p = jax.tree.map(lambda x: x.astype(jnp.float32), p)  # None stays None
@@ -74,18 +75,17 @@ def apply(spec: Spec, g, p, slots, absmaxes, s, ratio, of_tiles, *, interpret=No
 def unknown_tiles(spec: Spec, g, p, slots):
     """In place of what `moments` knows of its tiles: that it knows nothing."""
     leaf = _Leaf.of(spec, g, p, (), ())._replace(shape=slots[0].shape)
-    call = _Call(spec, leaf, _Hyper((), None, (), ((), ())), None)
-    return jnp.full((call.cut.tiles, 3), jnp.inf)
+    return jnp.full((_cut(spec, leaf).tiles, 3), jnp.inf)
 
 
 def _moments(call):
     leaf = call.leaf
     read, written = dict(g=leaf.g, p=leaf.p), dict(state=leaf.state)
     name = f"{call.spec.rule.name}_moments"
-    _, written, sums = call(name, _moments_body, read, written, sums=3)
+    _, written, sums = call(name, bodies.moments_body, read, written, sums=3)
     layers = call.layers
     total = sums.total if layers is None else sums.of_layers(layers)
-    total = jnp.stack([total[..., _PARAM], total[..., _UPDATE]], -1)
+    total = jnp.stack([total[..., bodies.PARAM], total[..., bodies.UPDATE]], -1)
     return *leaf.stored(written["state"]), total, sums.of_tiles
 
 
@@ -95,7 +95,7 @@ def _apply(call, g, p, codes, scales, s, ratio, of_tiles):
     if spec.emit == "params":
         read = dict(g=leaf.g, sums=Small(of_tiles), state=leaf.rows(codes, scales))
         call = call._replace(hyper=_Hyper.of(s, None))
-        _, written, _ = call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=leaf.p))
+        _, written, _ = call(f"{spec.rule.name}_apply", bodies.apply_body, read, dict(p=leaf.p))
         return written["p"].reshape(p.shape)
     # XLA fuses this pass with whatever applies the update, and moves as little for it.
     out_dtype = promote(g.dtype, p.dtype)
@@ -113,11 +113,11 @@ def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, *, inte
     name, leaf = spec.rule.name, call.leaf
     if spec.emit == "params":
         written = dict(p=leaf.p, state=leaf.state)
-        _, written, _ = call(f"{name}_step", _step_body, dict(g=leaf.g), written)
+        _, written, _ = call(f"{name}_step", bodies.step_body, dict(g=leaf.g), written)
         return written["p"].reshape(target.shape), *leaf.stored(written["state"])
     read = dict(g=leaf.g, p=leaf.p if spec.decay == "coupled" else None)
     out = dict(signs=jax.ShapeDtypeStruct(leaf.shape, jnp.int8))
-    out, written, _ = call(f"{name}_signs", _signs_body, read, dict(state=leaf.state), out)
+    out, written, _ = call(f"{name}_signs", bodies.signs_body, read, dict(state=leaf.state), out)
     p = jax.tree.map(lambda x: x.astype(jnp.float32), piece.of(p))  # None stays None
     update = shared.update_from_signs(spec, out["signs"], target.dtype, p, s)
     return piece.put(target, update), *leaf.stored(written["state"])
@@ -128,9 +128,11 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, *, interpret
     _, call, _ = _piece(spec, g, p, start, slots, absmaxes, s, key, interpret)
     leaf, name = call.leaf, f"{spec.rule.name}_moments"
     read = dict(g=leaf.g, p=leaf.p)
-    _, written, sums = call(name, _moments_body, read, dict(state=leaf.state), sums=3)
+    _, written, sums = call(name, bodies.moments_body, read, dict(state=leaf.state), sums=3)
     grains = sums.of_grains()
-    return *leaf.stored(written["state"]), jnp.stack([grains[:, _PARAM], grains[:, _UPDATE]], 1)
+    return *leaf.stored(written["state"]), jnp.stack(
+        [grains[:, bodies.PARAM], grains[:, bodies.UPDATE]], 1
+    )
 
 
 def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, interpret=None):
@@ -141,7 +143,7 @@ def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio, *, i
     if spec.emit == "params":
         leaf = call.leaf
         read = dict(g=leaf.g, sums=None, state=leaf.rows(slots, absmaxes))
-        _, written, _ = call(f"{spec.rule.name}_apply", _apply_body, read, dict(p=leaf.p))
+        _, written, _ = call(f"{spec.rule.name}_apply", bodies.apply_body, read, dict(p=leaf.p))
         return written["p"].reshape(target.shape)
     g, p = piece.of(g).astype(jnp.float32), piece.of(p).astype(jnp.float32)
     s = s._replace(
@@ -166,143 +168,6 @@ def _piece(spec, g, p, start, slots, absmaxes, s, key=None, interpret=None):
     return piece, _Call(spec, leaf, _Hyper.of(s, key), interpret, piece), s
 
 
-# ------------------------------------------------------------------------------- kernel bodies
-# Called for every tile with what it may read, write, and newly write, and with what takes the sums
-# of every tile.
-
-_UPDATE, _PARAM, _GRADIENT = range(3)
-"""The sums of squares that a first pass of LAMB leaves."""
-
-
-def _step_body(spec, tile, s, key, read, written, out, sums):
-    """New moments, and parameters that have made their step."""
-    given = _load(spec, tile, s, read["g"], written["p"], written["state"])
-    mixed = spec.rule.direction(given.g, given.old, s)
-    p = given.p + shared.signed_step(spec, mixed, given.usable, given.p, s)
-    _new_moments(spec, tile, s, key, given, written["state"])
-    tile.store(written["p"], p.astype(written["p"].dtype))
-
-
-def _signs_body(spec, tile, s, key, read, written, out, sums):
-    """New moments, and the signs of the step."""
-    given = _load(spec, tile, s, read["g"], read["p"], written["state"])
-    mixed = spec.rule.direction(given.g, given.old, s)
-    _new_moments(spec, tile, s, key, given, written["state"])
-    tile.store(out["signs"], shared.signs(mixed, given.usable))
-
-
-def _moments_body(spec, tile, s, key, read, written, out, sums):
-    """New moments, and the sums of squares of direction, parameters and gradient."""
-    given = _load(spec, tile, s, read["g"], read["p"], written["state"])
-    sums[tile.number, _PARAM] = tile.sum(given.p * given.p)
-    squares = tile.sum(given.g * given.g)
-    sums[tile.number, _GRADIENT] = squares
-
-    def moments(given):
-        new = _new_moments(spec, tile, s, key, given, written["state"])
-        # A relative error of 1e-6, to either side, is nothing to a norm.
-        direction = _direction(spec, tile, new, given.usable, given.p, s, divide=_divide_roughly)
-        sums[tile.number, _UPDATE] = tile.sum(direction * direction)
-
-    tile.shortcut(
-        _all_usable(spec, squares),
-        lambda: moments(given._replace(usable=None)),
-        lambda: moments(given),
-    )
-
-
-def _all_usable(spec, squares):
-    """Whether this sum of squares says that every element of a tile is usable."""
-    return squares <= spec.rule.grad_limit**2
-
-
-def _apply_body(spec, tile, s, key, read, written, out, sums):
-    """Parameters that have made their step, from the new moments."""
-    state = _State(*_load_state(tile, read["state"]))
-    p = tile.load(written["p"]).astype(jnp.float32)
-
-    def apply(usable):
-        direction = _direction(spec, tile, state, usable, p, s, divide=_divide)
-        tile.store(written["p"], (p + s.step_size * direction).astype(written["p"].dtype))
-
-    def guarded():
-        _, usable = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
-        apply(usable)
-
-    if read["sums"] is None:
-        guarded()
-        return
-    # The gradient need not be read where all of it was usable.
-    clean = _all_usable(spec, read["sums"][tile.number, _GRADIENT])
-    tile.shortcut(clean, lambda: apply(None), guarded)
-
-
-class _Given(NamedTuple):
-    """What a first pass reads of a tile, decoded."""
-
-    g: Any
-    p: Any
-    usable: Any
-    old: Any
-
-
-def _load(spec, tile, s, g, p, state):
-    g = tile.load(g).astype(jnp.float32)
-    p = None if p is None else tile.load(p).astype(jnp.float32)
-    g, usable = shared.gradient(spec, g, p, s)
-    codes, absmaxes = _load_state(tile, state)
-    old = shared.decode_slots(spec, codes, tuple(map(tile.spread, absmaxes)), jnp.float32)
-    return _Given(g, p, usable, old)
-
-
-def _new_moments(spec, tile, s, key, given, state):
-    """Writes the new moments of a tile, and returns them as slots for `decode_for_step`."""
-    stored, absmaxes = [], []
-    values = shared.moments(spec, given.g, given.usable, given.old, s)
-    columns = zip(spec.rule.slots, spec.codecs, values, state.codes, state.absmaxes, strict=True)
-    for i, (slot, codec, value, codes_ref, absmax_ref) in enumerate(columns):
-        absmax = tile.max(jnp.abs(value) if slot.signed else value)
-        scale = tile.spread(codec.scale(absmax))
-        if slot.second_moment:
-            index = tile.index(place_of(key))
-            height = uniform_at(mix(whole_key(key) + jnp.uint32(i)), *index)
-            codes, roots = encode_at_random(codec, value, scale, height, keep_nonzero=True)
-            # At hand already, where the codes would have to be decoded.
-            stored.append(shared.Decoded(roots, codec.top_level**-0.5))
-        else:
-            codes = encode(codec, value, scale)
-            stored.append(codes)
-        tile.store(codes_ref, as_bytes(codes))
-        tile.store_blocks(absmax_ref, absmax)
-        absmaxes.append(absmax)
-    return _State(tuple(stored), tuple(absmaxes))
-
-
-def _load_state(tile, state):
-    return tuple(map(tile.load, state.codes)), tuple(map(tile.load_blocks, state.absmaxes))
-
-
-def _direction(spec, tile, state, usable, p, s, divide):
-    scales = shared.scales_for_step(spec, state.codes, state.absmaxes, s)
-    scales = tuple(map(tile.spread, scales))
-    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32)
-    return shared.direction(spec, stored, usable, p, s, divide=divide)
-
-
-# A division is eight instructions. This one is four and good to 1e-6, and the next one corrects it
-# by the remainder.
-
-
-def _divide_roughly(a, b):
-    return a * jnp.exp2(-jnp.log2(b))
-
-
-def _divide(a, b):
-    reciprocal = jnp.exp2(-jnp.log2(b))
-    quotient = a * reciprocal
-    return quotient + (a - b * quotient) * reciprocal
-
-
 # ----------------------------------------------------------------------------- around a kernel
 
 
@@ -313,13 +178,6 @@ def _per_thread(spec):
     return spec.per_thread or (32 if slots <= 2 else 16)
 
 
-class _State(NamedTuple):
-    """Slots of a leaf as kernels see them: arrays or references."""
-
-    codes: tuple[Any, ...]
-    absmaxes: tuple[Any, ...]
-
-
 class _Leaf(NamedTuple):
     """A leaf, or a piece of it, as rows of blocks.
 
@@ -328,7 +186,7 @@ class _Leaf(NamedTuple):
 
     g: Any
     p: Any
-    state: _State
+    state: bodies.State
     shape: tuple[int, ...]
     absmax_shapes: tuple[tuple[int, ...], ...]
     block_size: int
@@ -340,7 +198,7 @@ class _Leaf(NamedTuple):
         def rows(x):
             return None if x is None else as_rows(x, spec.block_size)
 
-        state = _State(tuple(rows(x) for x in slots), tuple(a.reshape(-1) for a in absmaxes))
+        state = bodies.State(tuple(rows(x) for x in slots), tuple(a.reshape(-1) for a in absmaxes))
         shapes = tuple(a.shape for a in absmaxes)
         shape = slots[0].shape if slots else g.shape
         layers = g.shape[0] if g.ndim else 1
@@ -354,10 +212,16 @@ class _Leaf(NamedTuple):
 
     def rows(self, codes, scales):
         """Codes and scales as rows of blocks."""
-        return _State(
+        return bodies.State(
             tuple(as_rows(x, self.block_size) for x in codes),
             tuple(a.reshape(-1) for a in scales),
         )
+
+
+def _cut(spec, leaf):
+    """How a leaf is cut into tiles."""
+    dtypes = [x.dtype for x in jax.tree.leaves((leaf.g, leaf.p))]
+    return cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(spec))
 
 
 class _Hyper(NamedTuple):
@@ -399,13 +263,6 @@ class _Call(NamedTuple):
     piece: Piece | None = None
 
     @property
-    def cut(self):
-        """How the leaf is cut into tiles."""
-        leaf = self.leaf
-        dtypes = [x.dtype for x in jax.tree.leaves((leaf.g, leaf.p))]
-        return cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(self.spec))
-
-    @property
     def layers(self):
         """How many layers are stacked in the leaf; None if it is no stack."""
         return self.leaf.layers if self.spec.stacked else None
@@ -427,7 +284,7 @@ class _Call(NamedTuple):
         return run_leaf(
             name,
             with_scalars,
-            self.cut,
+            _cut(self.spec, self.leaf),
             dict(jax.tree.map(Small, small), read=read),
             written,
             out or {},

@@ -7,7 +7,7 @@ import re
 
 from tests.deviceless import mosaic, sass
 
-_LOWERED, _COMPILED = ".before_layout_inference.txt", ".mlir-passes.log"
+LOWERED, _COMPILED = ".before_layout_inference.txt", ".mlir-passes.log"
 
 
 class Dump:
@@ -37,7 +37,7 @@ class Dump:
 
     def _lowered(self):
         texts = set()
-        for path in self.folder.glob("*" + _LOWERED):
+        for path in self.folder.glob("*" + LOWERED):
             texts.add(re.sub(r'mosaic_gpu\.dump_basename = "[^"]*"', "", path.read_text()))
             path.unlink()
         return sorted(texts)

@@ -22,6 +22,7 @@ import optax_lamblion
 from optax_lamblion import StateOptions, apply_fused, state_sharding
 from optax_lamblion.demo import shapes
 from tests.deviceless import compiling, mosaic, targets
+from tests.deviceless.dump import LOWERED
 
 TARGET = targets.TARGETS["h200"]
 NODE = 8  # GPUs that are near enough to each other for `tp`
@@ -90,7 +91,7 @@ def cost(mesh, model, optimizer, dump, layers=None, block_size=BLOCK_SIZE):
       - `moved`: bytes of main memory that kernels read and write, without `unread`: the gradient
         that `lamb_apply` is given, and reads only for tiles where it is not finite.
         Of a fusion that takes a slice of what it computes, all that it computes from counts as
-        read: of `lamb32bit` too much, where shards are not whole grains.
+        read.
       - `ideal`: bytes that no order of kernels could do without. See `ideal`.
       - `launches`: how many kernels there are, of XLA's and ours.
       - `kernels`: `{name: {elements: how many}}` of our own.
@@ -173,7 +174,7 @@ def _lowered(dump):
     """
     texts = set()
     for path in pathlib.Path(dump).iterdir():
-        if path.name.endswith(".before_layout_inference.txt"):
+        if path.name.endswith(LOWERED):
             texts.add(path.read_text())
         path.unlink()
     return [mosaic.kernel(text, {}) for text in sorted(texts)]

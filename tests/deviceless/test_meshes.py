@@ -4,13 +4,13 @@ import pytest
 
 from tests.deviceless import meshes
 from tests.deviceless.compiling import copies
+from tests.deviceless.transfers import STARTS, moved
 
 pytestmark = pytest.mark.deviceless
 
 by_kind = pytest.mark.parametrize("kind", meshes.KINDS)
 by_case = pytest.mark.parametrize(("name", "kind", "form"), meshes.CASES)
 by_name = pytest.mark.parametrize("name", meshes.NAMES)
-_TRANSFERS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
 
 
 def shard_bytes(name):
@@ -50,7 +50,7 @@ def test_state_is_divided_and_written_in_place(facts_for, name, kind, form):
 def test_nothing_is_copied(facts_for, name, kind):
     """But scales of the smallest leaf, and what a stream moves."""
     facts = facts_for("h200")[f"{name}/8 {kind}/apply_fused"]["facts"]
-    found = [x for x in copies(facts, 256) if not x["name"].startswith(_TRANSFERS)]
+    found = [x for x in copies(facts, 256) if not x["name"].startswith(STARTS)]
     assert found == []
     if not name.startswith("paged") and "8bit" in name:
         assert facts["temp"] < 2**16
@@ -88,11 +88,8 @@ def test_kernels_by_name_are_those_that_none_takes(facts_for, kind):
 def test_pages_are_of_shards(facts_for, kind):
     """A shard is cut where it has to be, and every byte of it goes in and out once."""
     facts = facts_for("h200")[f"paged_lion8bit/8 {kind}/apply_fused"]["facts"]
-    moved = {"in": 0, "out": 0}
-    for event, _, size in facts["transfers"]:
-        if event in moved:
-            moved[event] += size
-    assert moved["in"] == moved["out"] == facts["host"]["arguments"]
+    bytes_moved = moved(facts["transfers"])
+    assert bytes_moved["in"] == bytes_moved["out"] == facts["host"]["arguments"]
     assert facts["temp"] <= 3 * 2**20
 
 

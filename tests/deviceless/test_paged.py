@@ -7,7 +7,7 @@ import pytest
 
 from tests.deviceless import paged
 from tests.deviceless.compiling import copies
-from tests.deviceless.transfers import overlaps
+from tests.deviceless.transfers import STARTS, moved, overlaps
 
 pytestmark = pytest.mark.deviceless
 
@@ -65,10 +65,7 @@ def test_host_buffers_are_written_in_place(facts_for, name, leaves, form):
 def test_no_leaf_is_copied(facts_for, name, leaves, form):
     facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
     leaf = 2 * min(elements(name, leaves))
-    assert [x for x in copies(facts, leaf) if not x["name"].startswith(_TRANSFERS)] == []
-
-
-_TRANSFERS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
+    assert [x for x in copies(facts, leaf) if not x["name"].startswith(STARTS)] == []
 
 
 @by_form
@@ -76,15 +73,12 @@ _TRANSFERS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
 @by_name
 def test_all_of_the_state_goes_in_and_out_once(facts_for, name, leaves, form):
     facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
-    moved = {"in": 0, "out": 0}
-    for event, _, size in facts["transfers"]:
-        if event in moved:
-            moved[event] += size
+    bytes_moved = moved(facts["transfers"])
     state = state_bytes(name, leaves)
-    assert moved["out"] == state
+    assert bytes_moved["out"] == state
     # LAMB reads leaves in pieces a second time, when it knows their norms.
     in_pieces = leaves not in ("16 leaves", "64 leaves")
-    assert moved["in"] == state * (2 if "lamb" in name and in_pieces else 1)
+    assert bytes_moved["in"] == state * (2 if "lamb" in name and in_pieces else 1)
 
 
 @by_leaves

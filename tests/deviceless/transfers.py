@@ -2,6 +2,13 @@
 
 _IN, _OUT, _WITHIN, _DONE = "in", "out", "within host", "done"
 _KERNEL, _MATMUL = "kernel", "matmul"
+STARTS = ("copy-start", "dynamic-slice-start", "dynamic-update-slice-start")
+"""How the names of launches begin that are transfers."""
+
+
+def moved(events):
+    """Bytes that go in and out: `{"in": ..., "out": ...}`, from what `transfers` returns."""
+    return {way: sum(size for event, _, size in events if event == way) for way in (_IN, _OUT)}
 
 
 def transfers(program):

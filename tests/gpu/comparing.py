@@ -24,7 +24,7 @@ from tests.kernels.step_judge import OPERATIONS, ULP, float64
 CUBE_TIE = 1e-3
 """`kernel_ladders._cube_position`: two distances that differ by less of the gap are a tie."""
 DIVISION = 1e-6
-"""Relative, of `mosaic._divide_roughly`, which a norm is made with."""
+"""Relative, of `mosaic_bodies._divide_roughly`, which a norm is made with."""
 
 
 def inputs(case):

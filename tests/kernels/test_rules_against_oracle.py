@@ -135,7 +135,7 @@ OPTIONS = [
 
 CASES = {case.name: case for case in GRID + OPTIONS}
 # The kernels take cube roots and reciprocals through logarithms; `kernel_ladders.for_kernel` and
-# `mosaic._divide` say what that costs.
+# `mosaic_bodies._divide` say what that costs.
 KERNEL = dict(tie=1e-3, operation=1e-6)
 # What kernels have no say in is left out: 32-bit state, large blocks, the order of steps.
 KERNEL_CASES = [
