@@ -41,9 +41,12 @@ def test_second_call_does_not_recompile(v):
     tx, update = problem.compiled(v)
     p = problem.committed(problem.params()) if v.paged else problem.params()
     update = problem.jit_update(tx) if v.paged else update
+    # The update may be shared with tests that called it with something else before.
+    problem.run(tx, 1, update, start=(p, None))
+    compiled = update._cache_size()
     problem.run(tx, 3, update, start=(p, None))
     problem.run(tx, 1, update, start=(p, jax.jit(tx.init)(p)))
-    assert update._cache_size() == 1
+    assert update._cache_size() == compiled
 
 
 @every()
