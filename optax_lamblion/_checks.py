@@ -7,6 +7,7 @@ import numpy as np
 
 from optax_lamblion import _clipping
 from optax_lamblion._implementation import check_kernels_exist
+from optax_lamblion._layout import check_layout
 from optax_lamblion._options import StateOptions, check_min_8bit_size
 
 
@@ -100,7 +101,8 @@ def check_state(c, state, clipping):
     if not isinstance(state, c.state_type):
         raise TypeError(
             f"`update` needs the `{c.state_type.__name__}` that `tx.init(params)` returns, got "
-            f"{type(state).__name__}."
+            f"{type(state).__name__}. What a checkpoint library restored without a target becomes "
+            "one by `convert_state(state, params, tx)`."
         )
     names = [slot.name for slot in c.rule.slots]
     if "nu_max" not in names and getattr(state, "nu_max", None) is not None:
@@ -114,13 +116,13 @@ def check_state(c, state, clipping):
             "`percentile_clipping`, or make a new state with `tx.init(params)`."
         )
     if (c.bits == 8) != (state.mu_absmax is not None):
+        has, uses = (32, 8) if c.bits == 8 else (8, 32)
         raise ValueError(
-            "The state is from an 8-bit optimizer, and this one is 32-bit. Build it with `bits=8`, "
-            "or make a new state with `tx.init(params)`."
-            if c.bits != 8
-            else "The state is from a 32-bit optimizer, and this one is 8-bit. Make a new state "
-            "with `tx.init(params)`, or build this one with `bits=32`."
+            f"The state is from an optimizer in {has} bits, and this one uses {uses}. Build it "
+            f"with `bits={has}`, or convert the state with `convert_state(state, params, tx)`."
         )
+    if c.bits == 8:
+        check_layout(c.layout, state)
     for slot in c.rule.slots:
         if getattr(state, slot.name) is None:
             raise ValueError(

@@ -72,7 +72,7 @@ def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):
     def of_ours(node):
         def of_field(name):
             field = getattr(node, name)
-            if name in ("count", "gnorm_history") or field is None:
+            if name in ("count", "gnorm_history", "layout") or field is None:
                 return jax.tree.map(lambda _: everywhere, field)
             slot, is_scales = name.removesuffix("_absmax"), name.endswith("_absmax")
             scales = getattr(node, f"{slot}_absmax")

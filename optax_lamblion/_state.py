@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_lamblion._clipping import HISTORY
+from optax_lamblion._layout import layout_entry
 from optax_lamblion._pages import extent_of
 from optax_lamblion._placement import (
     Filler,
@@ -23,7 +24,7 @@ from optax_lamblion._placement import (
 )
 from optax_lamblion._splits import scales_sharding
 from optax_lamblion._trees import path_string
-from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
+from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.dtypes import compute_dtype
 
 
@@ -36,12 +37,15 @@ class LionState(NamedTuple):
       float32 leaf one unused zero. None if no leaf can be 8-bit.
     - `gnorm_history`: the last 100 squared gradient norms per leaf, float32, or None without
       percentile clipping.
+    - `layout`: what the codes mean, as the name of its only entry, such as `"power_256_v1"` (codec,
+      block size, format); the entry itself is an int32 zero. None in 32 bits.
     """
 
     count: Any
     mu: Any
     mu_absmax: Any = None
     gnorm_history: Any = None
+    layout: Any = None
 
 
 class LambState(NamedTuple):
@@ -59,6 +63,7 @@ class LambState(NamedTuple):
     nu_max: Any = None
     nu_max_absmax: Any = None
     gnorm_history: Any = None
+    layout: Any = None
 
 
 class Form(NamedTuple):
@@ -70,7 +75,7 @@ class Form(NamedTuple):
 
 
 def init_state(
-    state_type, rule, codecs, params, *, bits, block_size, min_8bit_size, options, clipping, paged
+    state_type, rule, codecs, params, *, bits, layout, min_8bit_size, options, clipping, paged
 ):
     """Fresh state: zero moments, in the precision and the memory of each leaf.
 
@@ -80,12 +85,13 @@ def init_state(
       codecs: Codec of every slot by its name.
       params: Parameters, or their shapes and dtypes.
       bits: 8 or 32.
-      block_size: Elements per block, or None for one block per leaf.
+      layout: The `Layout` of 8-bit leaves.
       min_8bit_size: Leaves with fewer elements are 32-bit.
       options: `StateOptions`.
       clipping: Whether gradient norms are remembered.
       paged: Whether large leaves' state goes to host memory.
     """
+    block_size = layout.block_size
     jax.tree_util.tree_map_with_path(_check_param, params)
     leaves, treedef = jax.tree.flatten(params)
     keep = treedef.flatten_up_to(options.keeps_32bit(params))
@@ -154,6 +160,8 @@ def init_state(
             params,
             stacked,
         )
+    if bits == 8:
+        fields["layout"] = layout_entry(layout, make_everywhere)
     state = state_type(**fields)
     # An array in host memory is tied to its device. The others are, too, after a step: from the
     # beginning, the second step is no other program than the first.
@@ -201,26 +209,8 @@ def check_leaf(name, g, slots, absmaxes, block_size):
             continue
         expected = absmax_shape(x.shape, block_size)
         if absmax is None or absmax.shape != expected:
-            raise ValueError(_wrong_blocks(f"{field}[{name!r}]", x, absmax, block_size, expected))
-
-
-def _wrong_blocks(leaf, x, absmax, block_size, expected):
-    uses = "one block per tensor (`block_wise=False`)" if block_size is None else block_size
-    if absmax is None:
-        return (
-            f"State leaf {leaf} holds 8-bit codes without scales: it is from an 8-bit optimizer, "
-            "and this one is 32-bit. Build this one with `bits=8`."
-        )
-    fits = [b for b in (*BLOCK_SIZES, None) if absmax_shape(x.shape, b) == absmax.shape]
-    if not fits:
-        return (
-            f"State leaf {leaf} has scales of shape {absmax.shape}, which fits no block size; this "
-            f"optimizer needs {expected}. Make a new state with `tx.init(params)`."
-        )
-    # A tensor no larger than a block looks the same with several block sizes.
-    has = " or ".join("one block per tensor" if b is None else f"block size {b}" for b in fits)
-    remedy = " or ".join(
-        "`block_wise=False`" if b is None else f"`options=StateOptions(block_size={b})`"
-        for b in fits
-    )
-    return f"State leaf {leaf} has {has}, but this optimizer uses {uses}. Build it with {remedy}."
+            has = "no scales" if absmax is None else f"scales of shape {absmax.shape}"
+            raise ValueError(
+                f"State leaf {field}[{name!r}] has {has}; its codes of shape {x.shape} need "
+                f"{expected}. Make a new state with `tx.init(params)`."
+            )

@@ -15,6 +15,7 @@ import optax
 
 from optax_lamblion import _checks, _clipping, _state
 from optax_lamblion._fused import REQUEST, Applied
+from optax_lamblion._layout import Layout
 from optax_lamblion._leaf import Leaf
 from optax_lamblion._options import StateOptions
 from optax_lamblion._placement import check_host_memory, refuse_multi_steps
@@ -61,6 +62,11 @@ class Settings:
         return self.chosen.block_size if self.block_wise else None
 
     @property
+    def layout(self) -> Layout:
+        """How leaves in 8 bits are stored."""
+        return Layout(self.chosen.codec, self.block_size)
+
+    @property
     def resident_name(self):
         """What the optimizer is called whose state is the same, and stays on the device."""
         family = "lamb" if self.rule.trust_ratio else "lion"
@@ -94,7 +100,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             codecs,
             params,
             bits=bits,
-            block_size=block_size,
+            layout=c.layout,
             min_8bit_size=min_8bit_size,
             options=options,
             clipping=clipping,
@@ -190,7 +196,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 old if a is None else a for a, old in zip(new, absmaxes[i], strict=True)
             )
 
-        fields: dict[str, Any] = {"count": count}
+        fields: dict[str, Any] = {"count": count, "layout": state.layout}
         for i, (slot, absmax) in enumerate(zip(slot_names, absmax_names, strict=True)):
             fields[slot] = treedef.unflatten([x[i] for x in slots])
             if getattr(state, absmax) is not None:

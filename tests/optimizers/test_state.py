@@ -19,8 +19,8 @@ def test_state_has_the_documented_fields(v):
     state = v().init(problem.params())
     slots = {"lion": ["mu"], "lamb": ["mu", "nu", "nu_max"]}[v.family]
     fields = ["count", *(name + suffix for name in slots for suffix in ("", "_absmax"))]
-    assert list(state._fields) == [*fields, "gnorm_history"]
-    in_use = {"count", *v.slots}
+    assert list(state._fields) == [*fields, "gnorm_history", "layout"]
+    in_use = {"count", *v.slots} | ({"layout"} if v.bits == 8 else set())
     in_use |= {f"{slot}_absmax" for slot in v.slots if v.bits == 8}
     assert {name for name, x in state._asdict().items() if x is not None} == in_use
     assert state.count.dtype == np.int32 and state.count.shape == ()
@@ -153,7 +153,8 @@ BYTES = {  # per parameter, as documented: codes, and a float32 per 256 elements
 def test_state_costs_the_documented_bytes(v):
     p = {"w": jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16)}
     report = state_report(jax.eval_shape(v().init, p))
-    assert report.nbytes - 4 == BYTES[v.family, v.bits] * 4096**2  # 4 for the count
+    scalars = 4 if v.bits == 32 else 8  # the count; in 8 bits the layout, too
+    assert report.nbytes - scalars == BYTES[v.family, v.bits] * 4096**2
     assert round(BYTES["lion", 8], 3) == 1.016 and round(BYTES["lamb", 8], 3) == 2.031
 
 

@@ -39,7 +39,13 @@ def blocks(size, factory=lion8bit):
     return factory(options=StateOptions(block_size=size))
 
 
+def changed(tx, **fields):
+    """One update from a fresh state of which some fields are others."""
+    return step(tx, tx.init(P)._replace(**fields))
+
+
 MAKE_NEW = "`tx.init(params)`"
+CONVERT = "`convert_state(state, params, tx)`"
 LEAVE_OUT = ("floating-point", "`optax.masked`", "`optax.partition`")
 
 LEAVES = [
@@ -140,7 +146,7 @@ OTHER_STATES = [
     case(
         "tensor-wise in 256",
         lambda: step(lion8bit(), lion8bit(block_wise=False)),
-        ValueError, "mu", "'layer/w'", "uses 256", "`block_wise=False`",
+        ValueError, "mu", "'layer/w'", "uses 256", "`block_wise=False", CONVERT,
     ),
     case(
         "256 in tensor-wise",
@@ -148,9 +154,36 @@ OTHER_STATES = [
         ValueError, "mu", "'layer/w'", "block size 256", "StateOptions(block_size=256)",
     ),
     case("8-bit in 32-bit", lambda: step(lion32bit(), lion8bit()), ValueError, "8", "`bits=8`"),
-    case("32-bit in 8-bit", lambda: step(lion8bit(), lion32bit()), ValueError, "8", MAKE_NEW),
+    case("32-bit in 8-bit", lambda: step(lion8bit(), lion32bit()), ValueError, "8", CONVERT),
     case("8-bit in 32-bit lamb", lambda: step(lamb(), lamb8bit()), ValueError, "8", "`bits=8`"),
-    case("32-bit in 8-bit lamb", lambda: step(lamb8bit(), lamb()), ValueError, "8", MAKE_NEW),
+    case("32-bit in 8-bit lamb", lambda: step(lamb8bit(), lamb()), ValueError, "8", CONVERT),
+    case(
+        "the power codec's in dynamic",
+        lambda: step(lion8bit(options=StateOptions(codec="dynamic")), lion8bit()),
+        ValueError, "mu['layer/w']", 'codec "power"', 'uses "dynamic"', CONVERT,
+        '`options=StateOptions(block_size=256)`',
+    ),
+    case(
+        "the dynamic codec's in power",
+        lambda: step(lamb8bit(), lamb8bit(options=StateOptions(codec="dynamic", block_size=64))),
+        ValueError, "mu['layer/w']", 'codec "dynamic"', 'uses "power"',
+        '`options=StateOptions(block_size=64, codec="dynamic")`', CONVERT,
+    ),
+    case(
+        "one of a format to come",
+        lambda: changed(lion8bit(), layout={"power_256_v2": jnp.int32(0)}),
+        ValueError, "format 2", "reads format 1", "newer",
+    ),
+    case(
+        "one without a layout",
+        lambda: changed(lion8bit(), layout=None),
+        ValueError, "`layout`", "'power_256_v1'", MAKE_NEW,
+    ),
+    case(
+        "scales of another shape",
+        lambda: changed(lion8bit(), mu_absmax=P),
+        ValueError, "mu['layer/w']", "scales of shape (16, 256)", "need (16, 1)", MAKE_NEW,
+    ),
     case("lamb's in lion", lambda: step(lion(), lamb()), TypeError, "`LionState`", "LambState"),
     case(
         "a chain's",

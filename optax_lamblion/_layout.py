@@ -1,0 +1,100 @@
+"""What the codes of a state mean, said by the state itself.
+
+Shapes and dtypes do not tell a codec, nor always a block size. A state in 8 bits therefore carries
+its layout, as the name of an entry and not as numbers in it: the structure of a tree is known while
+a step is traced, and stays with a state through every library that saves one.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_lamblion._options import StateOptions
+from optax_lamblion._trees import path_string
+
+FORMAT = 1
+"""Counts up when codes or scales of the same codec and block size come to mean something else."""
+
+
+class Layout(NamedTuple):
+    """How 8-bit leaves are stored.
+
+    - `codec`: the name of the codec.
+    - `block_size`: elements that share a scale; None for all of a leaf.
+    """
+
+    codec: str
+    block_size: int | None
+
+    @property
+    def entry(self) -> str:
+        """The name that stands for it in a state: `"power_256_v1"`."""
+        block = "tensor" if self.block_size is None else self.block_size
+        return f"{self.codec}_{block}_v{FORMAT}"
+
+    @property
+    def block_words(self) -> str:
+        """The block size in words."""
+        if self.block_size is None:
+            return "one block per tensor"
+        return f"block size {self.block_size}"
+
+    @property
+    def arguments(self) -> str:
+        """What to pass to a factory to get it."""
+        options = {}
+        if self.block_size is not None:
+            options["block_size"] = self.block_size
+        if self.codec != StateOptions().codec or not options:
+            options["codec"] = self.codec
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        whole = "block_wise=False, " if self.block_size is None else ""
+        return f"`{whole}options=StateOptions({given})`".replace("'", '"')
+
+
+def layout_of(field: Any) -> Layout:
+    """The layout that the `layout` of an 8-bit state names.
+
+    Raises:
+      ValueError: It names none, or one of another version of this package.
+    """
+    names = list(field) if isinstance(field, dict) else []
+    match = re.fullmatch(r"(\w+)_(\d+|tensor)_v(\d+)", names[0]) if len(names) == 1 else None
+    if match is None:
+        raise ValueError(
+            f"The state's `layout` must have one entry like {Layout('power', 256).entry!r}, which "
+            f"says what its codes mean, and has {names}. It was not made by `init`, or not whole "
+            "when it was saved; make a new one with `tx.init(params)`."
+        )
+    codec, block, version = match.groups()
+    if int(version) != FORMAT:
+        raise ValueError(
+            f"The state has format {version}, and this version of optax_lamblion reads format "
+            f"{FORMAT}. Load it with the version that wrote it, or a newer one."
+        )
+    return Layout(codec, None if block == "tensor" else int(block))
+
+
+def layout_entry(layout: Layout, make) -> dict[str, Any]:
+    """The `layout` of a fresh state; `make(shape, dtype)` makes the zeros that it needs."""
+    return {layout.entry: make((), jnp.int32)}
+
+
+def check_layout(layout: Layout, state) -> None:
+    """Raises `ValueError`, which names a leaf, if a state's codes mean something else."""
+    has = layout_of(state.layout)
+    if has == layout:
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(state.mu)
+    named = [path_string(path) for path, x in leaves if x.dtype == jnp.uint8]
+    leaf = f"State leaf mu[{named[0]!r}]" if named else "The state"
+    if has.codec != layout.codec:
+        differs, uses = f'codec "{has.codec}"', f'"{layout.codec}"'
+    else:
+        differs, uses = has.block_words, str(layout.block_size or layout.block_words)
+    raise ValueError(
+        f"{leaf} has {differs}, but this optimizer uses {uses}. Build it with {has.arguments}, or "
+        "convert the state with `convert_state(state, params, tx)`."
+    )
