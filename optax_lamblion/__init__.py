@@ -1,6 +1,7 @@
 """Lion and LAMB for JAX with 8-bit state, as Optax gradient transformations."""
 
 from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
+from optax_lamblion._conversion import convert_state, restore_target
 from optax_lamblion._fused import apply_fused
 from optax_lamblion._lamb import lamb, lamb8bit, lamb32bit, scale_by_lamb
 from optax_lamblion._lion import lion, lion8bit, lion32bit, scale_by_lion
@@ -27,6 +28,7 @@ __all__ = [
     "StateReport",
     "apply_fused",
     "clip_by_percentile",
+    "convert_state",
     "lamb",
     "lamb32bit",
     "lamb8bit",
@@ -39,6 +41,7 @@ __all__ = [
     "paged_lion",
     "paged_lion32bit",
     "paged_lion8bit",
+    "restore_target",
     "scale_by_lamb",
     "scale_by_lion",
     "state_report",

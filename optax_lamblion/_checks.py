@@ -7,7 +7,7 @@ import numpy as np
 
 from optax_lamblion import _clipping
 from optax_lamblion._implementation import check_kernels_exist
-from optax_lamblion._layout import check_layout
+from optax_lamblion._layout import check_layout, refuse_layout
 from optax_lamblion._options import StateOptions, check_min_8bit_size
 
 
@@ -116,11 +116,8 @@ def check_state(c, state, clipping):
             "`percentile_clipping`, or make a new state with `tx.init(params)`."
         )
     if (c.bits == 8) != (state.mu_absmax is not None):
-        has, uses = (32, 8) if c.bits == 8 else (8, 32)
-        raise ValueError(
-            f"The state is from an optimizer in {has} bits, and this one uses {uses}. Build it "
-            f"with `bits={has}`, or convert the state with `convert_state(state, params, tx)`."
-        )
+        needs, has = (c.layout, None) if c.bits == 8 else (None, c.layout)
+        refuse_layout(needs, has, state.mu)
     if c.bits == 8:
         check_layout(c.layout, state)
     for slot in c.rule.slots:

@@ -84,17 +84,37 @@ def layout_entry(layout: Layout, make) -> dict[str, Any]:
 
 def check_layout(layout: Layout, state) -> None:
     """Raises `ValueError`, which names a leaf, if a state's codes mean something else."""
-    has = layout_of(state.layout)
+    refuse_layout(layout, layout_of(state.layout), state.mu)
+
+
+def refuse_layout(
+    layout: Layout | None,
+    has: Layout | None,
+    mu,
+    remedy: str = "convert the state with `convert_state(state, params, tx)`",
+) -> None:
+    """Raises `ValueError` if a state has another layout than its optimizer.
+
+    Args:
+      layout: The optimizer's; None in 32 bits.
+      has: The state's.
+      mu: The momentum in one of the two layouts, for the name of a leaf.
+      remedy: What to do to go on with this state.
+    """
     if has == layout:
         return
-    leaves = jax.tree_util.tree_leaves_with_path(state.mu)
+    leaves = jax.tree_util.tree_leaves_with_path(mu)
     named = [path_string(path) for path, x in leaves if x.dtype == jnp.uint8]
+    named = named or [path_string(path) for path, _ in leaves]
     leaf = f"State leaf mu[{named[0]!r}]" if named else "The state"
-    if has.codec != layout.codec:
-        differs, uses = f'codec "{has.codec}"', f'"{layout.codec}"'
+    if has is None or layout is None:
+        is_in, keeps = (8, 32) if layout is None else (32, 8)
+        differs = f"is in {is_in} bits, but this optimizer keeps {keeps}"
+        arguments = f"`bits={is_in}`"
+    elif has.codec != layout.codec:
+        differs = f'has codec "{has.codec}", but this optimizer uses "{layout.codec}"'
+        arguments = has.arguments
     else:
-        differs, uses = has.block_words, str(layout.block_size or layout.block_words)
-    raise ValueError(
-        f"{leaf} has {differs}, but this optimizer uses {uses}. Build it with {has.arguments}, or "
-        "convert the state with `convert_state(state, params, tx)`."
-    )
+        uses = str(layout.block_size or layout.block_words)
+        differs, arguments = f"has {has.block_words}, but this optimizer uses {uses}", has.arguments
+    raise ValueError(f"{leaf} {differs}. Build it with {arguments}, or {remedy}.")

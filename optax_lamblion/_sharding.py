@@ -63,10 +63,14 @@ def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):
       <https://arxiv.org/abs/1910.02054>`_, 2020, section 5.1 (`over`).
     """
     over = () if over is None else (over,) if isinstance(over, str) else tuple(over)
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    return shardings_of(jax.eval_shape(tx.init, shapes), params, shardings, over)
+
+
+def shardings_of(state, params, shardings=None, over=()):
+    """The same for a state whose arrays, or their shapes, are at hand."""
     known = _known(params, shardings, over)
     everywhere = NamedSharding(next(iter(known.values())).mesh, PartitionSpec())
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    state = jax.eval_shape(tx.init, shapes)
     cuts: dict[str, Any] = {}
 
     def of_ours(node):

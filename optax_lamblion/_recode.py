@@ -1,0 +1,200 @@
+"""Arrays of a state: from the form in which they are stored to another, and to their place."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jax.sharding import NamedSharding
+
+from optax_lamblion._layout import Layout
+from optax_lamblion._placement import DEVICE, HOST, KIND, memory_kind
+from optax_lamblion._sharding import shardings_of
+from optax_lamblion._state import LambState, LionState
+from optax_lamblion._trees import path_string
+from pallas_kernels import dequantize, quantize
+from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.rules import LAMB_AMSGRAD
+
+OURS = (LionState, LambState)
+SLOTS = {slot.name: slot for slot in LAMB_AMSGRAD.slots}
+"""Every slot that a state may have; Lion's only one is the first of LAMB's."""
+
+
+class Stored(NamedTuple):
+    """A slot of one leaf, as it is stored.
+
+    - `x`: uint8 codes, or floating point.
+    - `absmax`: the scales of codes.
+    - `layout`: what codes mean.
+    """
+
+    x: Any
+    absmax: Any = None
+    layout: Layout | None = None
+
+
+class Source(NamedTuple):
+    """What becomes a state: its count, its slots by name and leaf, and gradient norms by leaf."""
+
+    count: Any
+    slots: dict[str, dict[str, Stored]]
+    history: dict[str, Any] | None = None
+
+
+def fill(like, source, layout):
+    """The state of the form of `like`, with the content of a `Source`.
+
+    Args:
+      like: A state of which every array is a `jax.ShapeDtypeStruct` that says where it goes.
+      source: A `Source` that has every slot of every leaf.
+      layout: The `Layout` of `like`, or None in 32 bits.
+    """
+    fields: dict[str, Any] = dict.fromkeys(like._fields)
+    fields["count"] = put(jnp.asarray(source.count, jnp.int32), like.count)
+    for name in [name for name in SLOTS if getattr(like, name, None) is not None]:
+        rows, treedef = jax.tree_util.tree_flatten_with_path(getattr(like, name))
+        scales = getattr(like, f"{name}_absmax")
+        scales = [None] * len(rows) if scales is None else treedef.flatten_up_to(scales)
+        pairs = []
+        for (path, x), absmax in zip(rows, scales, strict=True):
+            leaf = path_string(path)
+            new = recode(f"{name}[{leaf!r}]", source.slots[name][leaf], x, absmax, layout, name)
+            pairs.append([put(*pair) for pair in zip(new, (x, absmax), strict=True)])
+        fields[name] = treedef.unflatten([x for x, _ in pairs])
+        if like.layout is not None:
+            fields[f"{name}_absmax"] = treedef.unflatten([absmax for _, absmax in pairs])
+    if like.gnorm_history is not None:
+        known = source.history or {}
+        fields["gnorm_history"] = jax.tree_util.tree_map_with_path(
+            lambda path, x: put(_history(path_string(path), known, x), x), like.gnorm_history
+        )
+    if like.layout is not None:
+        fields["layout"] = jax.tree.map(lambda x: put(jnp.zeros(x.shape, x.dtype), x), like.layout)
+    return type(like)(**fields)
+
+
+def recode(leaf, stored, like, like_absmax, layout, name):
+    """A slot of a leaf in the form of `like`: `(x, absmax)`."""
+    check_stored(leaf, stored, like.shape)
+    x, absmax, has = stored
+    if like.dtype == jnp.uint8:
+        if x.dtype == jnp.uint8 and has == layout:
+            return x, absmax
+        slot, values = SLOTS[name], _values(stored, name, jnp.float32)
+        return quantize(
+            values,
+            block_size=layout.block_size,
+            codec=layout.codec,
+            signed=slot.signed,
+            keep_nonzero=slot.second_moment,
+            implementation="xla",
+        )
+    unused = None if like_absmax is None else jnp.zeros(like_absmax.shape, like_absmax.dtype)
+    return _values(stored, name, like.dtype), unused
+
+
+def check_stored(leaf, stored, shape):
+    """Raises `ValueError` unless what is stored can be the slot of a parameter of that shape."""
+    x, absmax, layout = stored
+    if tuple(x.shape) != tuple(shape):
+        raise ValueError(
+            f"State leaf {leaf} has shape {tuple(x.shape)}, but its parameter has {tuple(shape)}. "
+            "It belongs to other parameters."
+        )
+    if x.dtype == jnp.uint8:
+        needs = absmax_shape(tuple(shape), layout.block_size)
+        if absmax is None or tuple(absmax.shape) != needs:
+            has = "no scales" if absmax is None else f"scales of shape {tuple(absmax.shape)}"
+            raise ValueError(
+                f"State leaf {leaf} has {has}; its codes of shape {tuple(shape)} need {needs} for "
+                f"{layout.block_words}. It was not saved whole."
+            )
+        if absmax.dtype != jnp.float32:
+            raise ValueError(
+                f"State leaf {leaf} has scales of dtype {absmax.dtype}; they need to be float32."
+            )
+    elif not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"State leaf {leaf} has dtype {x.dtype}; it needs to be uint8 codes or floating point."
+        )
+
+
+def _values(stored, name, dtype):
+    """What is stored, in floating point and in the memory of the device."""
+    x = _fetch(stored.x)
+    if x.dtype != jnp.uint8:
+        return x.astype(dtype)
+    return dequantize(
+        x,
+        _fetch(stored.absmax),
+        block_size=stored.layout.block_size,
+        codec=stored.layout.codec,
+        signed=SLOTS[name].signed,
+        dtype=dtype,
+    )
+
+
+def _history(leaf, known, like):
+    if leaf not in known:
+        return jnp.zeros(like.shape, like.dtype)
+    x = known[leaf]
+    if tuple(x.shape) != tuple(like.shape):
+        raise ValueError(
+            f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)}; this optimizer needs "
+            f"{tuple(like.shape)}."
+        )
+    return jnp.asarray(x, like.dtype)
+
+
+# ------------------------------------------------------------------------------------------ place
+
+
+def with_places(state, params, shardings=None, *, always=False):
+    """An abstract state, as `jax.ShapeDtypeStruct`s that say where every array goes.
+
+    Args:
+      state: Arrays, or their shapes and kinds of memory.
+      params: Parameters, or their shapes.
+      shardings: Those of the parameters; None takes what they have.
+      always: Whether to name a device where nothing asks for one, too.
+    """
+    leaves = jax.tree.leaves(params)
+    if any(isinstance(p, Tracer) for p in leaves):
+        return state
+    own = [getattr(p, "sharding", None) for p in leaves]
+    if shardings is not None or any(isinstance(x, NamedSharding) for x in own):
+        places = shardings_of(state, params, shardings)
+        return jax.tree.map(lambda x, s: _struct(x, s), state, places)
+    hosted = any(memory_kind(x) == KIND for x in jax.tree.leaves(state))
+    device = next((x for x in own if x is not None), jnp.zeros(()).sharding)
+
+    def place(x):
+        if memory_kind(x) == KIND:
+            return _struct(x, device.with_memory_kind(KIND))
+        return _struct(x, device if always or hosted else None)
+
+    return jax.tree.map(place, state)
+
+
+def _struct(x, sharding):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+
+def put(x, like):
+    """An array where `like` says; None stays None."""
+    if x is None or like is None:
+        return None
+    if isinstance(x, Tracer) or isinstance(jnp.zeros(()), Tracer):
+        return jax.device_put(x, HOST) if memory_kind(like) == KIND else x
+    sharding = getattr(like, "sharding", None)
+    return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+
+
+def _fetch(x):
+    """An array in the memory of the device."""
+    if isinstance(x, Tracer):
+        return jax.device_put(x, DEVICE) if memory_kind(x) == KIND else x
+    if isinstance(x, jax.Array) and memory_kind(x) == KIND:
+        return jax.device_put(x, x.sharding.with_memory_kind("device"))
+    return jnp.asarray(x)
