@@ -1,5 +1,7 @@
 """Lion and LAMB for JAX with 8-bit state, as Optax gradient transformations."""
 
+from optax_lamblion._bitsandbytes import from_bitsandbytes
+from optax_lamblion._bitsandbytes_export import to_bitsandbytes
 from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
 from optax_lamblion._conversion import convert_state, restore_target
 from optax_lamblion._fused import apply_fused
@@ -29,6 +31,7 @@ __all__ = [
     "apply_fused",
     "clip_by_percentile",
     "convert_state",
+    "from_bitsandbytes",
     "lamb",
     "lamb32bit",
     "lamb8bit",
@@ -46,4 +49,5 @@ __all__ = [
     "scale_by_lion",
     "state_report",
     "state_sharding",
+    "to_bitsandbytes",
 ]

@@ -3,10 +3,21 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from optax_lamblion._layout import layout_of, refuse_layout
-from optax_lamblion._placement import KIND, memory_kind
-from optax_lamblion._recode import OURS, check_stored, fill, put, with_places
+from optax_lamblion._layout import refuse_layout
+from optax_lamblion._placement import KIND, abstract_state, memory_kind
+from optax_lamblion._recode import (
+    OURS,
+    check_stored,
+    fill,
+    is_tied,
+    layout_in,
+    put,
+    struct,
+    told_in_types,
+    with_places,
+)
 from optax_lamblion._saved import Saved
 from optax_lamblion._trees import path_string
 
@@ -22,7 +33,7 @@ def convert_state(state, params, tx) -> Any:
     Args:
       state: The state of Lion or LAMB, with that of the transformations around it: as the optimizer
         returned it, or as Orbax or `flax.serialization` restored it. Also one of `optax.lion` and
-        `optax.lamb` (`scale_by_lion` and `scale_by_adam`).
+        `optax.lamb` (`optax.scale_by_lion` and `optax.scale_by_adam`).
       params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state goes
         where `state_sharding` says.
       tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
@@ -44,7 +55,8 @@ def convert_state(state, params, tx) -> Any:
       (dtype('uint8'), ['power_256_v1'])
       >>> updates, state = tx.update(params, state, params)
     """
-    fresh = with_places(jax.eval_shape(tx.init, params), params)
+    fresh = abstract_state(tx, params)
+    fresh = with_places(fresh, params, always=is_tied(state, params))
     saved = Saved(state)
 
     def convert(path, like):
@@ -78,7 +90,8 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
         `tx` of what is restored. (It returns a state in the right layout as it is.)
 
     Returns:
-      A tree like the state of `tx`, of `jax.ShapeDtypeStruct`s with shardings.
+      A tree like the state of `tx`, in which every leaf is a `jax.ShapeDtypeStruct` with its
+      sharding.
 
     Raises:
       ValueError: What was saved has another layout, and `convert` is False; or leaves are missing,
@@ -96,8 +109,13 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
 `bits=8`, or convert the state: pass `convert=True` to `restore_target`, and what is restored to \
 `convert_state(state, params, tx)`.
     """
-    fresh = jax.eval_shape(tx.init, params)
-    named = Saved(saved)
+    if not jax.tree.leaves(saved):
+        raise ValueError(
+            "`saved` has no arrays. If it is the `item_metadata` of a checkpoint, files of that are "
+            "missing or damaged, or its folder is another one."
+        )
+    fresh = abstract_state(tx, params)
+    named = Saved(saved, exact=True)
 
     def target(path, like):
         name = path_string(path)
@@ -105,13 +123,26 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
             x = named.take(name, like.shape, like.dtype)
             return _as_saved(x, like)
         source, layout = named.source(name, like)
-        if not convert and layout != layout_in(like):
-            refuse_layout(layout_in(like), layout, like.mu, _CONVERT)
+        if not convert:
+            _refuse_another(like, source, layout)
         return _form(like, source, layout)
 
     forms = jax.tree_util.tree_map_with_path(target, fresh, is_leaf=is_ours)
     named.refuse_the_rest()
-    return with_places(forms, params, shardings, always=True)
+    placed = with_places(forms, params, shardings, always=True)
+    return jax.tree.map(lambda x: struct(x, told_in_types(x.sharding)), placed)
+
+
+def _refuse_another(like, source, layout):
+    """Raises `ValueError` unless what was saved can be a state in the form of `like` as it is."""
+    # The leaf that is named is one in 8 bits, in whichever of the two has some.
+    mu = {leaf: stored.x for leaf, stored in source.slots["mu"].items()} if layout else like.mu
+    refuse_layout(layout_in(like), layout, mu, _CONVERT)
+    if like.gnorm_history is not None and source.history is None:
+        raise ValueError(
+            "What was saved has no `gnorm_history`: its optimizer had no `percentile_clipping`. "
+            f"Build this one without, or, so that norms start anew, {_CONVERT}."
+        )
 
 
 _CONVERT = (
@@ -125,11 +156,6 @@ def is_ours(node) -> bool:
     return isinstance(node, OURS)
 
 
-def layout_in(state):
-    """The layout of a state; None in 32 bits."""
-    return None if state.layout is None else layout_of(state.layout)
-
-
 def _form(like, source, layout):
     """A state in the form that was saved, in the kinds of memory that `like` asks for."""
     fields: dict[str, Any] = dict.fromkeys(like._fields)
@@ -141,12 +167,10 @@ def _form(like, source, layout):
             stored = leaves[path_string(path)]
             check_stored(f"{name}[{path_string(path)!r}]", stored, x.shape)
             slots.append(_as_saved(stored.x, x))
-            # What stands for the scales of a leaf without codes is always on the device.
-            scales.append(
-                None
-                if stored.absmax is None
-                else _as_saved(stored.absmax, x if stored.layout else like.count)
-            )
+            if layout is not None:
+                # What stands for the scales of a leaf without codes is always on the device.
+                is_coded = stored.x.dtype == jnp.uint8
+                scales.append(_as_saved(stored.absmax, x if is_coded else like.count))
         fields[name] = treedef.unflatten(slots)
         if layout is not None:
             fields[f"{name}_absmax"] = treedef.unflatten(scales)

@@ -88,6 +88,22 @@ def memory_kind(x):
     return getattr(getattr(x, "sharding", None), "memory_kind", None) or "device"
 
 
+def abstract_state(tx, params):
+    """The shapes of a fresh state, with its kinds of memory and without a place on a mesh.
+
+    `jax.eval_shape` forgets the memory of what is on a mesh with Explicit axes.
+    """
+    traced = jax.jit(lambda params: tx.init(params)).trace(params)
+    host = jax.sharding.SingleDeviceSharding(jax.devices()[0], memory_kind=KIND)
+
+    def struct(aval):
+        sharding = host if aval.memory_space == HOST else None
+        return jax.ShapeDtypeStruct(aval.shape, aval.dtype, sharding=sharding)
+
+    avals = traced.jaxpr.out_avals
+    return jax.tree.structure(traced.out_info).unflatten([struct(x) for x in avals])
+
+
 def memory_kinds(device):
     """The kinds of memory that a device can address."""
     return {memory.kind for memory in device.addressable_memories()}

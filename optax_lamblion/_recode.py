@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from optax_lamblion._layout import Layout
+from optax_lamblion._layout import Layout, layout_of
 from optax_lamblion._placement import DEVICE, HOST, KIND, memory_kind
 from optax_lamblion._sharding import shardings_of
 from optax_lamblion._state import LambState, LionState
@@ -91,7 +91,24 @@ def recode(leaf, stored, like, like_absmax, layout, name):
             implementation="xla",
         )
     unused = None if like_absmax is None else jnp.zeros(like_absmax.shape, like_absmax.dtype)
-    return _values(stored, name, like.dtype), unused
+    return x if x.dtype == like.dtype else _values(stored, name, like.dtype), unused
+
+
+def stored_leaves(state, name="mu"):
+    """A slot of a state, as a `Stored` for every leaf by its path."""
+    rows, treedef = jax.tree_util.tree_flatten_with_path(getattr(state, name))
+    scales = getattr(state, f"{name}_absmax")
+    scales = [None] * len(rows) if scales is None else treedef.flatten_up_to(scales)
+    layout = layout_in(state)
+    return {
+        path_string(path): Stored(x, absmax, layout)
+        for (path, x), absmax in zip(rows, scales, strict=True)
+    }
+
+
+def layout_in(state):
+    """The layout of a state; None in 32 bits."""
+    return None if state.layout is None else layout_of(state.layout)
 
 
 def check_stored(leaf, stored, shape):
@@ -139,12 +156,12 @@ def _history(leaf, known, like):
     if leaf not in known:
         return jnp.zeros(like.shape, like.dtype)
     x = known[leaf]
-    if tuple(x.shape) != tuple(like.shape):
+    if tuple(x.shape) != tuple(like.shape) or x.dtype != like.dtype:
         raise ValueError(
-            f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)}; this optimizer needs "
-            f"{tuple(like.shape)}."
+            f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)} and dtype {x.dtype}; "
+            f"this optimizer needs {tuple(like.shape)} and {like.dtype}."
         )
-    return jnp.asarray(x, like.dtype)
+    return x
 
 
 # ------------------------------------------------------------------------------------------ place
@@ -160,24 +177,25 @@ def with_places(state, params, shardings=None, *, always=False):
       always: Whether to name a device where nothing asks for one, too.
     """
     leaves = jax.tree.leaves(params)
-    if any(isinstance(p, Tracer) for p in leaves):
-        return state
+    if _is_traced() or any(isinstance(p, Tracer) for p in leaves):
+        return state  # the program around it says where arrays go
     own = [getattr(p, "sharding", None) for p in leaves]
     if shardings is not None or any(isinstance(x, NamedSharding) for x in own):
         places = shardings_of(state, params, shardings)
-        return jax.tree.map(lambda x, s: _struct(x, s), state, places)
+        return jax.tree.map(lambda x, s: struct(x, s), state, places)
     hosted = any(memory_kind(x) == KIND for x in jax.tree.leaves(state))
     device = next((x for x in own if x is not None), jnp.zeros(()).sharding)
 
     def place(x):
         if memory_kind(x) == KIND:
-            return _struct(x, device.with_memory_kind(KIND))
-        return _struct(x, device if always or hosted else None)
+            return struct(x, device.with_memory_kind(KIND))
+        return struct(x, device if always or hosted else None)
 
     return jax.tree.map(place, state)
 
 
-def _struct(x, sharding):
+def struct(x, sharding):
+    """The shape and dtype of an array, with a place."""
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
 
@@ -185,10 +203,42 @@ def put(x, like):
     """An array where `like` says; None stays None."""
     if x is None or like is None:
         return None
-    if isinstance(x, Tracer) or isinstance(jnp.zeros(()), Tracer):
-        return jax.device_put(x, HOST) if memory_kind(like) == KIND else x
+    if isinstance(x, Tracer) or _is_traced():
+        return jax.device_put(x, HOST) if memory_kind(like) == KIND else _fetch(x)
     sharding = getattr(like, "sharding", None)
-    return jnp.asarray(x) if sharding is None else jax.device_put(x, sharding)
+    if sharding is None:
+        return _fetch(x)
+    if not isinstance(x, jax.Array):
+        return jax.device_put(x, sharding)
+    if (kind := x.sharding.memory_kind) != sharding.memory_kind:
+        # First to the place, then to the memory: JAX fails to do both at once for an array that
+        # all devices of a mesh have, and one is to have.
+        x = jax.device_put(x, sharding.with_memory_kind(kind))
+    elif kind == KIND and jax.typeof(x).memory_space != HOST:
+        x = jax.device_put(x, told_in_types(sharding))  # no copy
+    return jax.device_put(x, sharding)
+
+
+def told_in_types(sharding):
+    """The same place, so that the type of an array that is put together there tells its memory.
+
+    JAX forgets it if that is a single device: `jax.make_array_from_single_device_arrays` and so
+    Orbax give such arrays a type in the memory of the device. A step goes by types.
+    """
+    if isinstance(sharding, NamedSharding) or sharding.memory_kind != KIND:
+        return sharding
+    (device,) = sharding.device_set
+    mesh = jax.sharding.Mesh([device], ("device",))
+    return NamedSharding(mesh, jax.sharding.PartitionSpec(), memory_kind=KIND)
+
+
+def is_tied(state, params):
+    """Whether a state belongs on the device of the parameters for good: if a part of it does."""
+    own = [p for p in jax.tree.leaves(params) if getattr(p, "sharding", None) is not None]
+    # Of a shape with a sharding somebody has said where it belongs.
+    shapes = [p for p in own if isinstance(p, jax.ShapeDtypeStruct)]
+    arrays = [x for x in [*own, *jax.tree.leaves(state)] if not isinstance(x, Tracer)]
+    return bool(own) and (bool(shapes) or any(getattr(x, "committed", False) for x in arrays))
 
 
 def _fetch(x):
@@ -198,3 +248,7 @@ def _fetch(x):
     if isinstance(x, jax.Array) and memory_kind(x) == KIND:
         return jax.device_put(x, x.sharding.with_memory_kind("device"))
     return jnp.asarray(x)
+
+
+def _is_traced():
+    return isinstance(jnp.zeros(()), Tracer)

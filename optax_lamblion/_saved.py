@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from optax_lamblion._layout import Layout, layout_of
 from optax_lamblion._recode import SLOTS, Source, Stored
-from optax_lamblion._trees import path_string
+from optax_lamblion._trees import first_names, path_string
 
 
 class Saved:
@@ -20,12 +20,24 @@ class Saved:
 
     Args:
       state: Arrays or what describes them (`shape`, `dtype`), in a tree.
+      exact: Whether it must have the names that the optimizer's own state has, and no others.
+
+    Raises:
+      ValueError: Two arrays have the same name.
     """
 
-    def __init__(self, state):
-        rows = jax.tree_util.tree_leaves_with_path(state)
-        self._left = {path_string(path): x for path, x in rows}
-        self._counts_are_optax = False
+    def __init__(self, state, *, exact=False):
+        self._left = {}
+        for path, x in jax.tree_util.tree_leaves_with_path(state):
+            name = _unboxed(path_string(path))
+            if name in self._left:
+                raise ValueError(
+                    f"The state has two leaves of the name {name!r}, which cannot be told apart. "
+                    "Rename the parameter with a slash in its name."
+                )
+            self._left[name] = x if hasattr(x, "dtype") else jnp.asarray(x)
+        self._exact = exact
+        self._dispensable = set()
 
     def take(self, name, shape, dtype=None) -> Any:
         """The array of that name.
@@ -44,16 +56,22 @@ class Saved:
     def source(self, prefix, like) -> tuple[Source, Layout | None]:
         """What there is for one of our states, and in which layout.
 
-        A state of Optax's `scale_by_lion` or `scale_by_adam` will do if it is the only one there.
+        A state in another place will do if it is the only one, below that path or else at all: a
+        chain has got another part, or the state is of Optax's `scale_by_lion` or `scale_by_adam`.
 
         Args:
           prefix: The path of our state.
           like: A state in the form that is needed; its slots and leaves count.
         """
-        if _join(prefix, "count") not in self._left:
+        if not self._is_state(prefix):
             prefix = self._only_state(prefix)
         count = self.take(_join(prefix, "count"), (), jnp.int32)
         layout = self._layout(prefix)
+        if layout is None and not self._exact:
+            # Optax counts once more where it has a schedule for the learning rate.
+            chain = prefix.removesuffix(prefix.rpartition("/")[2])
+            parts = re.compile(rf"{re.escape(chain)}\d+/count")
+            self._dispensable |= {name for name in self._left if parts.fullmatch(name)}
         slots: dict[str, dict[str, Stored]] = {}
         for name in [name for name in SLOTS if getattr(like, name, None) is not None]:
             rows = jax.tree_util.tree_leaves_with_path(getattr(like, name))
@@ -70,11 +88,7 @@ class Saved:
 
     def refuse_the_rest(self):
         """Raises `ValueError` if an array was not taken."""
-        left = [
-            name
-            for name in self._left
-            if not (self._counts_are_optax and name.rpartition("/")[2] == "count")
-        ]
+        left = [name for name in self._left if name not in self._dispensable]
         if left:
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             raise ValueError(
@@ -92,12 +106,14 @@ class Saved:
 
     def _stored(self, prefix, name, leaf, layout):
         x = self._pop(_join(prefix, name, leaf))
-        absmax = self._left.pop(_join(prefix, f"{name}_absmax", leaf), None)
-        if x.dtype == jnp.uint8:
-            if layout is None:
-                layout_of(None)  # raises
-            return Stored(x, absmax, layout)
-        return Stored(x)
+        if layout is None:
+            if x.dtype == jnp.uint8:
+                raise ValueError(
+                    f"State leaf {_join(prefix, name, leaf)!r} has codes, but there is no "
+                    f"{_join(prefix, 'layout')!r} that says what they mean. It was not saved whole."
+                )
+            return Stored(x)
+        return Stored(x, self._pop(_join(prefix, f"{name}_absmax", leaf)), layout)
 
     def _only_state(self, prefix):
         """The path of the only state with momentum that there is."""
@@ -105,35 +121,50 @@ class Saved:
             path.rpartition("mu")[0].rstrip("/")
             for path in [name[: at.end()] for name in self._left for at in _MOMENTUM.finditer(name)]
         }
-        found = {x for x in found if _join(x, "count") in self._left}
+        found = {x for x in found if self._is_state(x)}
+        found = {x for x in found if x.startswith(f"{prefix}/")} or found
         if len(found) != 1:
-            where = f"at {prefix!r}" if prefix else "at the top"
             raise ValueError(
-                f"There is no state of Lion or LAMB {where} of what was saved, which has "
-                f"{self._names()}. Pass the state of the optimizer, with the transformations "
-                "around it that `tx` has."
+                f"There is no state of Lion or LAMB {_at(prefix)} of what was saved, which has "
+                f"{first_names(list(self._left)) or 'no arrays'}. Pass the state of the optimizer, "
+                "with the transformations around it that `tx` has."
             )
-        self._counts_are_optax = True
-        return found.pop()
+        (only,) = found
+        if self._exact:
+            raise ValueError(
+                f"What was saved has its state of Lion or LAMB {_at(only)}, and this optimizer has "
+                f"it {_at(prefix)}. Restore what was saved without a target, and convert that: "
+                "`convert_state(restored, params, tx)`."
+            )
+        return only
 
     def _has(self, prefix):
         return any(name == prefix or name.startswith(prefix + "/") for name in self._left)
 
+    def _is_state(self, path):
+        return _join(path, "count") in self._left
+
     def _pop(self, name):
+        name = _unboxed(name)
         if name not in self._left:
             raise ValueError(
-                f"State leaf {name!r} is missing from what was saved, which has {self._names()}. "
-                "It was saved by another optimizer, for other parameters, or not whole."
+                f"State leaf {name!r} is missing from what was saved, which has "
+                f"{first_names(list(self._left)) or 'no arrays'}. It was saved by another "
+                "optimizer, for other parameters, or not whole."
             )
         return self._left.pop(name)
 
-    def _names(self):
-        names = list(self._left)
-        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-        return (", ".join(map(repr, names[:4])) or "no arrays") + more
-
 
 _MOMENTUM = re.compile(r"(?:^|/)mu(?=/|$)")
+
+
+def _at(path):
+    return f"at {path!r}" if path else "at its top"
+
+
+def _unboxed(name):
+    """A name without the box of Flax around its array, which may have become a dict."""
+    return name.removesuffix("/value")
 
 
 def _join(*names):

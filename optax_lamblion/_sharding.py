@@ -7,7 +7,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_lamblion._clipping import ClipByPercentileState
-from optax_lamblion._placement import KIND, memory_kind
+from optax_lamblion._placement import KIND, abstract_state, memory_kind
 from optax_lamblion._splits import Split, axes_of, fits, split_for, warn_of_cuts
 from optax_lamblion._state import LambState, LionState
 from optax_lamblion._trees import path_string
@@ -64,7 +64,7 @@ def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):
     """
     over = () if over is None else (over,) if isinstance(over, str) else tuple(over)
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-    return shardings_of(jax.eval_shape(tx.init, shapes), params, shardings, over)
+    return shardings_of(abstract_state(tx, shapes), params, shardings, over)
 
 
 def shardings_of(state, params, shardings=None, over=()):

@@ -2,11 +2,24 @@
 
 import jax
 import numpy as np
+from jax.tree_util import DictKey, GetAttrKey
 
 
 def path_string(path):
-    """A tree path as `"encoder/embed/kernel"`."""
+    """A tree path as `"encoder/embed/kernel"`.
+
+    Flax keeps parameters in boxes, in a field called `value`, and takes them out when it likes:
+    `nnx.Optimizer` makes a state for boxes and steps without. The box is no part of the name.
+    """
+    if len(path) > 1 and isinstance(path[-2], DictKey) and path[-1] == GetAttrKey("value"):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def first_names(names):
+    """The first of many names, for a message."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(repr, names[:4])) + more
 
 
 def bools_like(argument, tree, params):

@@ -19,7 +19,7 @@ import optax_lamblion
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("optax_lamblion", "pallas_kernels")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-EXTRAS = ("demo", "gpu", "notebooks", "safetensors", "tests", "torch", "triton")
+EXTRAS = ("demo", "gpu", "notebooks", "orbax", "safetensors", "tests", "torch", "triton")
 
 DEFERRED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)  # their bodies run when called
 

@@ -1,4 +1,4 @@
-"""The command line: `optax-lamblion train | memory | info | bench`.
+"""The command line: `optax-lamblion train | memory | info | bench | convert`.
 
 Each command is a module with `add_arguments(parser)` and `run(args) -> exit status`. They are
 imported when they are chosen, so that `--help` answers at once.
@@ -18,6 +18,7 @@ _COMMANDS = {
     "memory": "optimizer state in bytes, for a model or a number of parameters",
     "info": "what is installed, which devices there are and which implementation they get",
     "bench": "time one optimizer step against Optax's own",
+    "convert": "checkpoints of bitsandbytes' Lion and LAMB: look into, import, export",
 }
 
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optax-lamblion",
-        description="Lion and LAMB with 8-bit state for JAX: try them, size them, time them.",
+        description="Lion and LAMB with 8-bit state for JAX: try, size, time and convert them.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     chosen = next((word for word in arguments if word in _COMMANDS), None)

@@ -1,0 +1,208 @@
+"""Checkpoints of bitsandbytes' optimizers in memory: tensors of PyTorch as NumPy arrays, and back.
+
+A checkpoint is what `optimizer.state_dict()` returns: `state`, a dict of the slots of each
+parameter by its number, and `param_groups`, a list of settings. What slots mean is not known here.
+
+**Order.** A slot has the strides that its parameter had before the first step; bitsandbytes makes
+the parameter itself contiguous then. On a GPU it goes by place in memory: to the parameter's
+element `i` belongs the slot's `i`-th number there, whatever its index is. Its CPU build, which
+Lion and LAMB have since 0.50, goes by the index. Where the strides of a slot are not those of a
+contiguous tensor, the two differ.
+
+This file and `_checkpoint_files` are tested with PyTorch and without JAX, under Python 3.11: they
+import neither JAX nor other parts of the package, and have no syntax of later versions.
+"""
+
+import importlib
+import sys
+from typing import Any
+
+import numpy as np
+
+QUANT_STATE = "__bnb_optimizer_quant_state__"
+"""Where bitsandbytes 0.49.2 and later keep all of a parameter's state but `step`."""
+
+SLOTS = ("state1", "state2")
+"""What has the shape of its parameter, which may be that of a single number."""
+
+ORDERS = ("storage", "logical")
+
+
+def is_checkpoint(tree):
+    """Whether this is what `optimizer.state_dict()` returns."""
+    return isinstance(tree, dict) and "state" in tree and "param_groups" in tree
+
+
+def as_arrays(checkpoint, *, order=None, saved_on=()):
+    """A checkpoint with NumPy arrays for its tensors, and Python numbers for its numbers.
+
+    Arrays share the memory of tensors on the CPU, so a later step of the optimizer changes them.
+
+    Args:
+      checkpoint: What `optimizer.state_dict()` returned, with tensors on any device. Arrays of
+        NumPy and JAX do not come from PyTorch, and are what they are by their index.
+      order: How to read slots that are not contiguous: `"storage"`, by place in memory, or
+        `"logical"`, by index. None finds out. 8-bit slots tell by their scales, as the largest
+        element of a block has one of the outermost codes; the rest goes with them. Others tell by
+        the version and the device that they are from, or have to be asked for.
+      saved_on: The devices that tensors now on the CPU were on.
+    """
+    if not is_checkpoint(checkpoint):
+        raise ValueError(
+            "A checkpoint is a dict with `state` and `param_groups`. Pass what "
+            "`optimizer.state_dict()` returned."
+        )
+    if order not in (None, *ORDERS):
+        raise ValueError(f"`order` must be 'storage', 'logical' or None, got {order!r}.")
+    state = checkpoint["state"]
+    for number, slots in state.items():
+        if not isinstance(number, int | str) or not isinstance(slots, dict):
+            raise TypeError(
+                "`state` must map the numbers of parameters to dicts, got "
+                f"{type(number).__name__} and {type(slots).__name__}. Pass "
+                "`optimizer.state_dict()`, not `optimizer.state`."
+            )
+    order = order or _order(state, saved_on)
+    return {
+        "state": {
+            number: _slots(slots, f"state.{number}", order) for number, slots in state.items()
+        },
+        "param_groups": [
+            {name: _setting(value) for name, value in group.items()}
+            for group in checkpoint["param_groups"]
+        ],
+    }
+
+
+def _slots(slots, name, order):
+    result = {}
+    for key, value in slots.items():
+        where = f"{name}.{key}"
+        if isinstance(value, dict):
+            value = _slots(value, where, order)
+        elif _is_array(value):
+            value = as_array(value, where, order)
+            if not value.ndim and key not in SLOTS:
+                value = value.item()
+        elif isinstance(value, np.generic):
+            value = value.item()
+        result[key] = value
+    return result
+
+
+def _setting(value):
+    if _is_array(value) or isinstance(value, np.generic):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return type(value)([_setting(item) for item in value])
+    return value
+
+
+def _order(state, saved_on):
+    """The order of all slots that are not contiguous, or an error where nothing tells it."""
+    loose, score = [], dict.fromkeys(ORDERS, 0)
+    from_gpu = bool({*saved_on} - {"cpu"})
+    for number, entry in state.items():
+        slots = {**entry, **entry.get(QUANT_STATE, {})}
+        for slot, peaks in zip(SLOTS, ((0, 255), (255,)), strict=True):
+            tensor: Any = slots.get(slot)
+            if not _is_tensor(tensor) or tensor.is_contiguous():
+                continue
+            name, absmax = f"state.{number}.{slot}", slots.get(f"absmax{slot[-1]}")
+            loose.append(f"`{name}` has shape {tuple(tensor.shape)}, strides {tensor.stride()}")
+            # Slots that are not nested are from 0.49.1 or older.
+            from_gpu = from_gpu or slot in entry or tensor.device.type != "cpu"
+            if absmax is not None and tensor.element_size() == 1:
+                for order in ORDERS:
+                    score[order] += _peaked(as_array(tensor, name, order), len(absmax), peaks)
+    if score["storage"] != score["logical"]:
+        return max(ORDERS, key=score.__getitem__)
+    if loose and not from_gpu:
+        raise ValueError(
+            f"{loose[0]}, and nothing here says whether its numbers belong to the parameter by "
+            "their place in memory, as after steps on a GPU, or by their index, as after steps of "
+            "bitsandbytes' CPU build. Pass `order='storage'` or `order='logical'`."
+        )
+    return "storage"
+
+
+def _peaked(codes, scales, peaks):
+    """How many blocks have one of the codes that the largest element of a block must have."""
+    block_size = 256 if scales == -(-codes.size // 256) else 2048
+    is_peak = np.isin(codes.ravel(), peaks)
+    starts = np.arange(0, codes.size, block_size)
+    return int(np.count_nonzero(np.logical_or.reduceat(is_peak, starts)))
+
+
+def _is_tensor(x):
+    torch = sys.modules.get("torch")  # without it, there are no tensors
+    return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _is_array(x):
+    return _is_tensor(x) or (hasattr(x, "__array__") and not isinstance(x, np.generic))
+
+
+def as_array(tensor, name="tensor", order="storage"):
+    """A tensor as a NumPy array, copied only where it must be; other arrays as they are.
+
+    `"storage"` takes the numbers as they lie in memory and gives them the tensor's shape. It needs
+    a tensor that fills its piece of memory and has every place there once.
+    """
+    if not _is_tensor(tensor):
+        return np.asarray(tensor)
+    torch = sys.modules["torch"]
+    if hasattr(tensor, "full_tensor"):
+        raise ValueError(f"`{name}` is divided over devices. Gather it with `full_tensor()` first.")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise ValueError(
+            f"`{name}` is not an ordinary tensor ({tensor.layout}, {tensor.dtype}, on "
+            f"{tensor.device}), and states of bitsandbytes are."
+        )
+    tensor = tensor.detach()
+    if order == "storage" and not tensor.is_contiguous():
+        if not _is_dense(tensor):
+            raise ValueError(
+                f"`{name}` has shape {tuple(tensor.shape)} and strides {tensor.stride()}, which "
+                "leave gaps in memory or overlap, so its numbers have no order there. If they are "
+                "right by their index, pass `order='logical'`."
+            )
+        tensor = tensor.as_strided((tensor.numel(),), (1,)).reshape(tensor.shape)
+    tensor = tensor.cpu()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
+    try:
+        return tensor.numpy()
+    except TypeError as error:
+        raise ValueError(
+            f"`{name}` has dtype {tensor.dtype}, which NumPy does not have."
+        ) from error
+
+
+def _is_dense(tensor):
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True
+
+
+def as_tensors(checkpoint):
+    """The other way: with tensors on the CPU, for `torch.save` and `optimizer.load_state_dict`."""
+    torch = importlib.import_module("torch")
+
+    def convert(value):
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        if _is_tensor(value) or not _is_array(value):
+            return value
+        array = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
+        if not array.flags.writeable:  # PyTorch has no tensors that cannot be written
+            array = array.copy()
+        if array.dtype.name == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(array)
+
+    return {"state": convert(checkpoint["state"]), "param_groups": checkpoint["param_groups"]}

@@ -1,0 +1,264 @@
+"""`optax-lamblion convert`: from checkpoints of bitsandbytes to those of this package, and back."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+import optax_lamblion
+from optax_lamblion import StateOptions, _checkpoint_files
+from optax_lamblion._checkpoint_arrays import QUANT_STATE
+from optax_lamblion.cli._errors import CommandError, require_extra
+from optax_lamblion.cli._output import Table, print_json, print_table
+from pallas_kernels.codecs import CODEC_NAMES
+
+_SUFFIXES = (*_checkpoint_files.TORCH_SUFFIXES, ".safetensors")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of `convert`."""
+    parser.add_argument(
+        "source",
+        metavar="FROM",
+        type=pathlib.Path,
+        help="a .pt or .safetensors file of bitsandbytes, or an Orbax checkpoint with a Lion",
+    )
+    parser.add_argument(
+        "target",
+        metavar="TO",
+        type=pathlib.Path,
+        nargs="?",
+        help="a .pt or .safetensors file for bitsandbytes, or a new folder for Orbax; "
+        "without it, shows what the file holds",
+    )
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        type=pathlib.Path,
+        help="paths of the parameters, such as encoder/kernel, one a line or as a JSON list, in "
+        "the order in which bitsandbytes' optimizer got them",
+    )
+    parser.add_argument(
+        "--transpose",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="parameters that are matrices and stored the other way round here, such as '*kernel'",
+    )
+    parser.add_argument("--key", help="where in the file the optimizer is, such as optimizer")
+    parser.add_argument(
+        "--order",
+        choices=["storage", "logical"],
+        help="how slots are ordered that are not contiguous (found out, if not given)",
+    )
+    parser.add_argument("--bits", type=int, choices=[8, 32], help="of the state that is written")
+    parser.add_argument("--codec", choices=CODEC_NAMES, default="dynamic", help="of its codes")
+    parser.add_argument("--block-size", type=int, default=256, help="elements that share a scale")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Converts, or shows what there is to convert."""
+    try:
+        return _run(args)
+    # Errors of the library say what to do; here they are answers to what was typed.
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        raise CommandError(str(error)) from error
+
+
+def _run(args):
+    is_file = args.source.suffix in _SUFFIXES and not args.source.is_dir()
+    to_file = args.target is not None and args.target.suffix in _SUFFIXES
+    if args.target is not None and args.target.exists():
+        raise CommandError(f"'{args.target}' is there already. Name another one, or remove it.")
+    if not is_file:
+        return _export(args, to_file)
+    checkpoint = _checkpoint_files.read(args.source, key=args.key, order=args.order)
+    names = _names(args.names) or [str(number) for number in _numbers(checkpoint)]
+    _show(args, checkpoint, names)
+    if args.target is None:
+        return 0
+    if to_file:
+        _checkpoint_files.write(args.target, checkpoint)
+    else:
+        state, call = _imported(args, checkpoint, names)
+        _save(args.target, state)
+        if not args.json:
+            print(f"The state is that of {call}. It goes on with")
+            print("    convert_state(checkpointer.restore(path), params, tx)")
+    if not args.json:
+        print(f"Wrote {args.target}.")
+    return 0
+
+
+def _names(path):
+    """Paths in a file: a JSON list, or lines."""
+    if path is None:
+        return None
+    text = path.read_text(encoding="utf-8")
+    if not text.lstrip().startswith("["):
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        names = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CommandError(f"'{path}' is not JSON: {error}.") from error
+    if not all(isinstance(name, str) for name in names):
+        raise CommandError(f"'{path}' must be a list of paths such as \"encoder/kernel\".")
+    return names
+
+
+def _numbers(checkpoint):
+    return [number for group in checkpoint["param_groups"] for number in group["params"]]
+
+
+def _entries(checkpoint):
+    """The slots of every parameter that has some, without the layer that newer versions add."""
+    for number, entry in checkpoint["state"].items():
+        nested = entry.get(QUANT_STATE, {})
+        yield number, {**entry, **nested}
+
+
+def _show(args, checkpoint, names):
+    """A table of what a checkpoint holds."""
+    called = dict(zip(_numbers(checkpoint), names, strict=False))
+    rows = []
+    for number, entry in _entries(checkpoint):
+        moments = [entry[key] for key in ("state1", "state2") if key in entry]
+        scales = entry.get("absmax1", entry.get("max1"))
+        rows.append(
+            {
+                "parameter": called.get(number, str(number)),
+                "shape": list(np.shape(moments[0])) if moments else None,
+                "moments": len(moments),
+                "bits": 8 * moments[0].dtype.itemsize if moments else None,
+                "scales": None if scales is None else int(np.size(scales)),
+                "step": entry.get("step"),
+            }
+        )
+    groups = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in checkpoint["param_groups"]
+    ]
+    if args.json:
+        print_json({"file": str(args.source), "parameters": rows, "groups": groups})
+        return
+    table = Table(str(args.source), ["parameter", "shape", "moments", "bits", "scales", "step"])
+    for row in rows:
+        shape = row["shape"]
+        table.add(
+            row["parameter"],
+            "?" if shape is None else "x".join(map(str, shape)) or "scalar",
+            *(str(row[key]) if row[key] is not None else "" for key in table.columns[2:]),
+        )
+    print_table(table)
+    for i, group in enumerate(groups):
+        settings = ", ".join(f"{key}={value}" for key, value in group.items())
+        print(f"group {i}: {settings}")
+
+
+def _imported(args, checkpoint, names):
+    """A state of this package, and the optimizer that it is of, in words."""
+    moments = [entry["state1"] for _, entry in _entries(checkpoint) if "state1" in entry]
+    if not moments or len(moments) < len(checkpoint["state"]):
+        raise CommandError(
+            f"'{args.source}' has no `state1` for some parameter: no state to import."
+        )
+    family = "lamb" if any("state2" in entry for _, entry in _entries(checkpoint)) else "lion"
+    bits = args.bits or (8 if any(x.dtype == np.uint8 for x in moments) else 32)
+    options = StateOptions(block_size=args.block_size, codec=args.codec)
+    called = dict(zip(_numbers(checkpoint), names, strict=False))
+    adapt = _transposer(args.transpose)
+    params: dict[str, Any] = {}
+    for number, entry in _entries(checkpoint):
+        path = called.get(number, str(number))
+        shape = adapt(path, np.broadcast_to(np.float32(0), entry["state1"].shape)).shape
+        node = params
+        *parents, last = path.split("/")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = jax.ShapeDtypeStruct(shape, np.float32)
+    factory = getattr(optax_lamblion, f"{family}{bits}bit")
+    given = f'options=StateOptions(block_size={options.block_size}, codec="{options.codec}")'
+    state = optax_lamblion.from_bitsandbytes(
+        checkpoint,
+        params,
+        factory(**({"options": options} if bits == 8 else {})),
+        names=names,
+        adapt=adapt,
+    )
+    return state, f"{factory.__name__}({given if bits == 8 else ''})"
+
+
+def _transposer(patterns):
+    def adapt(path, x):
+        if any(fnmatch.fnmatch(path, pattern) for pattern in patterns) and np.ndim(x) == 2:
+            return x.T
+        return x
+
+    return adapt
+
+
+def _export(args, to_file):
+    """From an Orbax checkpoint of a state of Lion to a file for bitsandbytes."""
+    if not args.source.is_dir():
+        known = ", ".join(_SUFFIXES)
+        raise CommandError(
+            f"'{args.source}' is neither a file that ends with one of {known} nor a folder."
+        )
+    if not to_file or args.names is None:
+        raise CommandError(
+            "an Orbax checkpoint becomes a file for bitsandbytes: name one that ends with .pt or "
+            ".safetensors, and `--names FILE` with the parameters in the order over there."
+        )
+    names = _names(args.names) or []
+    state = _lion_state(_restore(args.source))
+    checkpoint = optax_lamblion.to_bitsandbytes(
+        state, names=names, adapt=_transposer(args.transpose)
+    )
+    _checkpoint_files.write(args.target, checkpoint)
+    _show(args, checkpoint, names)
+    if not args.json:
+        print(f"Wrote {args.target}. Set `lr`, `betas` and `weight_decay` when it is loaded.")
+    return 0
+
+
+def _lion_state(tree):
+    """The state of Lion in what Orbax restored without a target."""
+    found = []
+
+    def look(node):
+        if isinstance(node, dict) and {"count", "mu"} <= node.keys():
+            if node.get("nu") is None:
+                found.append(node)
+            return
+        children = node.values() if isinstance(node, dict) else node
+        for child in children if isinstance(node, dict | list | tuple) else ():
+            look(child)
+
+    look(tree)
+    if len(found) != 1:
+        raise CommandError(f"the checkpoint has {len(found)} states of Lion; there must be one.")
+    names = optax_lamblion.LionState._fields
+    return optax_lamblion.LionState(**{name: found[0].get(name) for name in names})
+
+
+def _save(path, state):
+    _orbax().save_state(path, state)
+
+
+def _restore(path):
+    return _orbax().restore_state(path)
+
+
+def _orbax():
+    """The module that needs Orbax, or an error that says how to get it."""
+    require_extra("orbax", {"orbax.checkpoint": "orbax-checkpoint"})
+    from optax_lamblion.cli import _orbax as module
+
+    return module
