@@ -15,7 +15,7 @@ from optax_lamblion.cli._errors import CommandError
 
 _COMMANDS = {
     "train": "train a small Flax model with several optimizers and compare them",
-    "memory": "optimizer state in bytes, for a model or a number of parameters",
+    "memory": "optimizer state in bytes for a model, and what a training step needs",
     "info": "what is installed, which devices there are and which implementation they get",
     "bench": "time one optimizer step against Optax's own",
     "convert": "checkpoints of bitsandbytes' Lion and LAMB: look into, import, export",

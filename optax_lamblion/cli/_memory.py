@@ -1,112 +1,158 @@
-"""`optax-lamblion memory`: what the optimizers' states would weigh, without allocating them."""
+"""`optax-lamblion memory`: what optimizers would weigh in memory, without allocating anything."""
 
 from __future__ import annotations
 
 import argparse
-import math
-import re
+import difflib
+from collections.abc import Mapping, Sequence
 
-import jax
-
-from optax_lamblion import StateReport, state_report
-from optax_lamblion.cli._errors import CommandError
+from optax_lamblion.cli import _footprint
+from optax_lamblion.cli import _memory_tables as tables
+from optax_lamblion.cli._errors import CommandError, input_errors
+from optax_lamblion.cli._footprint import Setting
 from optax_lamblion.cli._output import Table, print_json, print_table
+from optax_lamblion.cli._quantities import parse_bytes, parse_count
 from optax_lamblion.demo import shapes
-from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
+from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
 
 # These are 32-bit unless asked otherwise, so they would only repeat a row.
 _REPEATED = ("lion", "lamb", "paged_lion", "paged_lamb")
 _SHOWN = [row for row in OPTIMIZERS.values() if row.name not in _REPEATED]
-_SUFFIXES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_DTYPES = ["float32", "bfloat16", "float16"]
+# Of these any one asks for the table of a training step.
+_TRAINING = ("grad_dtype", "master", "devices", "device_memory", "platform")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options of `memory`."""
+    none = argparse.SUPPRESS  # or help would show None for a default
     size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument("--params", metavar="N", help="number of parameters: 7e9, 7B or 124_439_808")
-    size.add_argument("--model", metavar="NAME", help=f"one of {', '.join(shapes.MODELS)}")
+    size.add_argument(
+        "--params", metavar="N", default=none, help="number of parameters: 7e9, 7B or 124_439_808"
+    )
+    size.add_argument(
+        "--model", metavar="NAME", default=none, help=f"one of {', '.join(shapes.MODELS)}"
+    )
+    size.add_argument("--list", action="store_true", help="print the models and their parameters")
     parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="dtype of the parameters",
+        "--optimizer",
+        metavar="NAME",
+        action="append",
+        default=none,
+        help="show this one only; may be given more than once",
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="float32", help="dtype of the parameters"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    training = parser.add_argument_group(
+        "training", "What a device holds when an optimizer steps; any of these asks for it."
+    )
+    training.add_argument("--training", action="store_true", help="show that")
+    training.add_argument(
+        "--grad-dtype",
+        choices=_DTYPES,
+        default=none,
+        help="dtype of the gradients; that of the parameters by default",
+    )
+    training.add_argument(
+        "--master",
+        action="store_true",
+        default=none,
+        help="step a float32 copy of the parameters, and keep those in `--dtype` as well",
+    )
+    training.add_argument(
+        "--devices", type=int, metavar="N", default=none, help="divide everything over N devices"
+    )
+    training.add_argument(
+        "--device-memory",
+        metavar="SIZE",
+        default=none,
+        help="say whether it fits into so much: 24GiB or 80GB",
+    )
+    training.add_argument(
+        "--platform",
+        choices=["gpu", "cpu"],
+        default=none,
+        help="whose compiler to estimate the step's own memory for; gpu by default",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the state of every optimizer for the model that was asked for."""
-    name, model = _model(args)
-    structs = shapes.as_structs(model, args.dtype)
-    parameters = sum(math.prod(shape) for shape in model.values())
-    reports = {row.name: _report(row, structs) for row in _SHOWN}
-    sizes = {name: report.nbytes for name, report in reports.items()}
-    on_device = {name: report.by_memory_kind["device"] for name, report in reports.items()}
+    """Prints the state of every optimizer, or its training step, for the model asked for."""
+    given = vars(args)
+    if args.list:
+        return _list_models(args.json)
+    name, model = _model(given)
+    setting = _setting(model, given)
+    room = parse_bytes(args.device_memory) if "device_memory" in given else None
+    rows = _optimizers(given.get("optimizer"))
+    reports = {row.name: _footprint.report(row, setting) for row in rows}
+    footprints = {row.name: _footprint.footprint(row, setting, reports[row.name]) for row in rows}
     if args.json:
-        print_json(
-            {
-                "model": name,
-                "dtype": args.dtype,
-                "parameters": parameters,
-                "optimizers": [
-                    {
-                        "name": key,
-                        "state_bytes": size,
-                        "bytes_per_parameter": size / parameters,
-                        "device_bytes": on_device[key],
-                    }
-                    for key, size in sizes.items()
-                ],
-            }
-        )
-        return 0
-    table = Table(
-        f"Optimizer state for {name}: {parameters:,} {args.dtype} parameters",
-        ["optimizer", "bytes", "bytes/param", "GiB", "on the device", "of AdamW"],
-    )
-    for row in _SHOWN:
-        size = sizes[row.name]
-        table.add(
-            row.name,
-            f"{size:,}",
-            f"{size / parameters:.3f}",
-            f"{size / 2**30:,.2f}",
-            f"{on_device[row.name] / 2**30:,.2f}",
-            f"{size / sizes['optax.adamw']:.0%}",
-            dimmed=not row.ours,
-        )
-    print_table(table)
+        print_json(tables.as_json(name, setting, room, reports, footprints))
+    elif args.training or any(option in given for option in _TRAINING):
+        print_table(tables.training_table(name, setting, room, rows, footprints))
+        if room is not None:
+            print(tables.verdict(args.device_memory, room, footprints))
+        print(tables.notes(setting, room))
+    else:
+        print_table(tables.state_table(name, setting, rows, reports))
     return 0
 
 
-def parse_count(given: str) -> int:
-    """A number of parameters, as people write it: `7e9`, `7B`, `124_439_808`."""
-    match = re.fullmatch(r"([0-9._]+(?:e\+?[0-9]+)?)([kmbt]?)", given.strip().lower())
-    try:
-        value = float(match[1]) * _SUFFIXES[match[2]] if match else math.nan
-    except (ValueError, OverflowError):
-        value = math.nan
-    # Above 2**53 a float skips integers, and no model is there yet.
-    if not (1 <= value <= 2**53 and value == round(value)):
+def _model(given: Mapping) -> tuple[str, shapes.Shapes]:
+    if "params" in given:
+        return "a model of large matrices", shapes.anonymous_model(parse_count(given["params"]))
+    name = given["model"]
+    if name not in shapes.MODELS:
+        near = difflib.get_close_matches(name.lower(), shapes.MODELS, cutoff=0.5)
         raise CommandError(
-            f"`--params {given}` is not a number of parameters. "
-            "Give a whole number of at least 1, such as `--params 7e9` or `--params 124M`."
-        )
-    return round(value)
-
-
-def _model(args: argparse.Namespace) -> tuple[str, dict[str, shapes.Shape]]:
-    if args.params is not None:
-        return "a model of large matrices", shapes.anonymous_model(parse_count(args.params))
-    if args.model not in shapes.MODELS:
-        raise CommandError(
-            f"Unknown model {args.model!r}. Choose from {', '.join(shapes.MODELS)}, "
+            f"Unknown model {name!r}. {f'Did you mean {" or ".join(near)}? ' if near else ''}"
+            f"Choose from {', '.join(shapes.MODELS)}, "
             "or give a number of parameters with `--params`."
         )
-    return args.model, shapes.MODELS[args.model]()
+    return name, shapes.MODELS[name]()
 
 
-def _report(row: OptimizerRow, structs: dict[str, jax.ShapeDtypeStruct]) -> StateReport:
-    """What the real `init` returns for parameters of these shapes."""
-    tx = row.factory(row.learning_rate, weight_decay=row.weight_decay)
-    return state_report(jax.eval_shape(tx.init, structs))
+def _setting(model: shapes.Shapes, given: Mapping) -> Setting:
+    dtype, devices = given["dtype"], given.get("devices", 1)
+    if "master" in given and dtype == "float32":
+        raise CommandError(
+            "`--master` is a float32 copy, and the parameters are float32 already. Add "
+            "`--dtype bfloat16`, or leave `--master` out."
+        )
+    if devices < 1:
+        raise CommandError(f"`--devices {devices}` is too few. Use 1 or more.")
+    return Setting(
+        model=model,
+        dtype=dtype,
+        grad_dtype=given.get("grad_dtype", dtype),
+        master=given.get("master", False),
+        devices=devices,
+        platform=given.get("platform", "gpu"),
+    )
+
+
+def _optimizers(names: Sequence[str] | None) -> list[OptimizerRow]:
+    if names is None:
+        return _SHOWN
+    with input_errors():
+        return find_optimizers(",".join(names))
+
+
+def _list_models(as_json: bool) -> int:
+    models = {name: make() for name, make in shapes.MODELS.items()}
+    if as_json:
+        print_json(
+            [
+                {"name": name, "parameters": shapes.count(model), "tensors": len(model)}
+                for name, model in models.items()
+            ]
+        )
+        return 0
+    table = Table("Models for --model", ["model", "parameters", "tensors"])
+    for name, model in models.items():
+        table.add(name, f"{shapes.count(model):,}", f"{len(model):,}")
+    print_table(table)
+    return 0

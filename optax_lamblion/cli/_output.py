@@ -82,7 +82,7 @@ def _print_rich(table: Table) -> None:
 
     view = RichTable(box=box.SIMPLE_HEAD)
     for i, name in enumerate(table.columns):
-        view.add_column(name, justify="left" if table.is_left(i) else "right")
+        view.add_column(name, justify="left" if table.is_left(i) else "right", no_wrap=i == 0)
     for i, row in enumerate(table.rows):
         view.add_row(*map(Text, row), style="dim" if i in table.dimmed else None)
     console = Console(highlight=False)

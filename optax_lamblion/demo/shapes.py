@@ -1,83 +1,164 @@
 """Parameter shapes of well-known models, to ask what an optimizer's state would cost for them.
 
-Shapes only: nothing here is ever allocated. Layouts are Flax's (dense kernels `[in, out]`,
-convolutions `[height, width, in, out]`).
+Shapes only: nothing here is ever allocated. The numbers are those of the published configurations,
+and the parameters that come of them those of the published checkpoints.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
 
-Shape = tuple[int, ...]
+from optax_lamblion.demo import architectures
+from optax_lamblion.demo.architectures import Shape, Shapes
 
 
-def gpt2_124m() -> dict[str, Shape]:
-    """GPT-2, the smallest: 124,439,808 parameters. Its head is its token embedding."""
-    width, layers = 768, 12
-    shapes: dict[str, Shape] = {"wte": (50257, width), "wpe": (1024, width)}
-    for i in range(layers):
-        shapes |= _prefixed(
-            f"h{i}",
-            _layer_norm("ln_1", width)
-            | _dense("attn/qkv", width, 3 * width)
-            | _dense("attn/out", width, width)
-            | _layer_norm("ln_2", width)
-            | _dense("mlp/up", width, 4 * width)
-            | _dense("mlp/down", 4 * width, width),
-        )
-    return shapes | _layer_norm("ln_f", width)
+def gpt2_124m() -> Shapes:
+    """GPT-2, the smallest: 124,439,808 parameters."""
+    return architectures.gpt2(layers=12, width=768)
 
 
-def llama_8b() -> dict[str, Shape]:
-    """Llama 3 8B: 8,030,261,248 parameters, with grouped-query attention and a head of its own."""
-    width, hidden, layers, key_value, vocabulary = 4096, 14336, 32, 1024, 128256
-    shapes: dict[str, Shape] = {"embed": (vocabulary, width)}
-    for i in range(layers):
-        shapes |= _prefixed(
-            f"layer{i}",
-            {
-                "attention_norm/scale": (width,),
-                "attention/q": (width, width),
-                "attention/k": (width, key_value),
-                "attention/v": (width, key_value),
-                "attention/out": (width, width),
-                "mlp_norm/scale": (width,),
-                "mlp/gate": (width, hidden),
-                "mlp/up": (width, hidden),
-                "mlp/down": (hidden, width),
-            },
-        )
-    return shapes | {"norm/scale": (width,), "head": (width, vocabulary)}
+def gpt2_xl() -> Shapes:
+    """GPT-2, the largest: 1,557,611,200 parameters. Its width is no multiple of 256."""
+    return architectures.gpt2(layers=48, width=1600)
 
 
-def resnet50() -> dict[str, Shape]:
-    """ResNet-50 for ImageNet: 25,557,032 parameters (batch statistics are not parameters)."""
-    shapes = _conv_norm("stem", 7, 3, 64)
-    inputs = 64
-    for stage, (blocks, width) in enumerate([(3, 64), (4, 128), (6, 256), (3, 512)]):
-        for block in range(blocks):
-            layers = (
-                _conv_norm("conv1", 1, inputs, width)
-                | _conv_norm("conv2", 3, width, width)
-                | _conv_norm("conv3", 1, width, 4 * width)
-            )
-            if block == 0:
-                layers |= _conv_norm("shortcut", 1, inputs, 4 * width)
-            shapes |= _prefixed(f"stage{stage}/block{block}", layers)
-            inputs = 4 * width
-    return shapes | _dense("head", inputs, 1000)
+def bert_large() -> Shapes:
+    """BERT-large, uncased: 335,141,888 parameters. What LAMB was made for."""
+    return architectures.bert(layers=24, width=1024)
 
 
-MODELS: Mapping[str, Callable[[], dict[str, Shape]]] = MappingProxyType(
-    {"gpt2-124m": gpt2_124m, "llama-8b": llama_8b, "resnet50": resnet50}
+def vit_b_16() -> Shapes:
+    """ViT-B/16 for ImageNet: 86,567,656 parameters."""
+    return architectures.vit(layers=12, width=768, patch=16)
+
+
+def vit_l_16() -> Shapes:
+    """ViT-L/16 for ImageNet: 304,326,632 parameters."""
+    return architectures.vit(layers=24, width=1024, patch=16)
+
+
+def resnet50() -> Shapes:
+    """ResNet-50 for ImageNet: 25,557,032 parameters."""
+    return architectures.resnet(blocks=(3, 4, 6, 3))
+
+
+def llama_3_2_1b() -> Shapes:
+    """Llama 3.2 1B: 1,235,814,400 parameters. Its head is its embedding."""
+    return architectures.llama(
+        layers=16,
+        width=2048,
+        hidden=8192,
+        heads=32,
+        key_value_heads=8,
+        vocabulary=128256,
+        head_width=64,
+        own_head=False,
+    )
+
+
+def llama_8b() -> Shapes:
+    """Llama 3 8B, and 3.1: 8,030,261,248 parameters."""
+    return architectures.llama(
+        layers=32, width=4096, hidden=14336, heads=32, key_value_heads=8, vocabulary=128256
+    )
+
+
+def llama_70b() -> Shapes:
+    """Llama 3 70B, 3.1 and 3.3: 70,553,706,496 parameters."""
+    return architectures.llama(
+        layers=80, width=8192, hidden=28672, heads=64, key_value_heads=8, vocabulary=128256
+    )
+
+
+def gemma_2_2b() -> Shapes:
+    """Gemma 2 2B: 2,614,341,888 parameters, a fifth of them in its embedding, which is its head."""
+    return architectures.llama(
+        layers=26,
+        width=2304,
+        hidden=9216,
+        heads=8,
+        key_value_heads=4,
+        vocabulary=256000,
+        head_width=256,
+        own_head=False,
+        norms_after=True,
+    )
+
+
+def gemma_2_9b() -> Shapes:
+    """Gemma 2 9B: 9,241,705,984 parameters. Its head is its embedding."""
+    return architectures.llama(
+        layers=42,
+        width=3584,
+        hidden=14336,
+        heads=16,
+        key_value_heads=8,
+        vocabulary=256000,
+        head_width=256,
+        own_head=False,
+        norms_after=True,
+    )
+
+
+def mistral_7b() -> Shapes:
+    """Mistral 7B v0.1: 7,241,732,096 parameters."""
+    return architectures.llama(
+        layers=32, width=4096, hidden=14336, heads=32, key_value_heads=8, vocabulary=32000
+    )
+
+
+def mixtral_8x7b() -> Shapes:
+    """Mixtral 8x7B: 46,702,792,704 parameters. All experts are trained."""
+    return architectures.llama(
+        layers=32,
+        width=4096,
+        hidden=14336,
+        heads=32,
+        key_value_heads=8,
+        vocabulary=32000,
+        experts=8,
+    )
+
+
+def qwen_2_5_7b() -> Shapes:
+    """Qwen2.5 7B: 7,615,616,512 parameters, with biases of queries, keys and values."""
+    return architectures.llama(
+        layers=28,
+        width=3584,
+        hidden=18944,
+        heads=28,
+        key_value_heads=4,
+        vocabulary=152064,
+        qkv_bias=True,
+    )
+
+
+MODELS: Mapping[str, Callable[[], Shapes]] = MappingProxyType(
+    {
+        "gpt2-124m": gpt2_124m,
+        "gpt2-xl": gpt2_xl,
+        "bert-large": bert_large,
+        "vit-b-16": vit_b_16,
+        "vit-l-16": vit_l_16,
+        "resnet50": resnet50,
+        "llama-3.2-1b": llama_3_2_1b,
+        "llama-8b": llama_8b,
+        "llama-70b": llama_70b,
+        "gemma-2-2b": gemma_2_2b,
+        "gemma-2-9b": gemma_2_9b,
+        "mistral-7b": mistral_7b,
+        "mixtral-8x7b": mixtral_8x7b,
+        "qwen-2.5-7b": qwen_2_5_7b,
+    }
 )
 
 
-def anonymous_model(parameters: int) -> dict[str, Shape]:
+def anonymous_model(parameters: int) -> Shapes:
     """Shapes with exactly `parameters` elements: large matrices, and one vector for the rest.
 
     The rest has fewer than 4096 elements, so it stays 32-bit, as the norms of a real model do.
@@ -85,7 +166,7 @@ def anonymous_model(parameters: int) -> dict[str, Shape]:
     width, most = 4096, 64
     rows, rest = divmod(parameters, width)
     matrices = min(rows, most)
-    shapes: dict[str, Shape] = {}
+    shapes: Shapes = {}
     for i in range(matrices):
         shapes[f"matrix{i}"] = (rows // matrices + (i < rows % matrices), width)
     if rest:
@@ -93,25 +174,11 @@ def anonymous_model(parameters: int) -> dict[str, Shape]:
     return shapes
 
 
+def count(shapes: Mapping[str, Shape]) -> int:
+    """How many parameters there are."""
+    return sum(map(math.prod, shapes.values()))
+
+
 def as_structs(shapes: Mapping[str, Shape], dtype=jnp.float32) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes as JAX's placeholders for arrays, which `jax.eval_shape` takes in their place."""
     return {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
-
-
-def _prefixed(prefix: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
-    return {f"{prefix}/{name}": shape for name, shape in shapes.items()}
-
-
-def _dense(name: str, inputs: int, outputs: int) -> dict[str, Shape]:
-    return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
-
-
-def _layer_norm(name: str, width: int) -> dict[str, Shape]:
-    return {f"{name}/scale": (width,), f"{name}/bias": (width,)}
-
-
-def _conv_norm(name: str, window: int, inputs: int, outputs: int) -> dict[str, Shape]:
-    """A convolution without bias and the batch norm behind it."""
-    return {f"{name}/kernel": (window, window, inputs, outputs)} | _layer_norm(
-        f"{name}_norm", outputs
-    )

@@ -1,8 +1,28 @@
 import json
+import re
 
 import pytest
 
-from optax_lamblion.cli._memory import parse_count
+from optax_lamblion.cli._quantities import parse_bytes, parse_count
+from optax_lamblion.demo import shapes
+
+MODELS = list(shapes.MODELS)
+
+
+def answer(run_cli, *arguments):
+    """What `--json` says."""
+    status, out, err = run_cli("memory", *arguments, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def table_rows(out):
+    """The cells of the rows of a plain table, by the first one of each."""
+    lines = out.splitlines()
+    (rule,) = (i for i, line in enumerate(lines) if line.startswith("---"))
+    columns = [part.split() for part in lines[rule - 1 :]]
+    end = next(i for i, cells in enumerate(columns) if not cells)
+    return {cells[0]: cells[1:] for cells in columns[2:end]}
 
 
 def test_json_reports_every_variant(run_cli):
@@ -44,7 +64,6 @@ def test_state_bytes_are_those_of_the_real_state(run_cli):
     import jax.numpy as jnp
 
     from optax_lamblion import lamb8bit
-    from optax_lamblion.demo import shapes
 
     _, out, _ = run_cli("memory", "--params", "100_001", "--json")
     claimed = {row["name"]: row["state_bytes"] for row in json.loads(out)["optimizers"]}
@@ -53,7 +72,7 @@ def test_state_bytes_are_those_of_the_real_state(run_cli):
     assert claimed["lamb8bit"] == sum(leaf.nbytes for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("model", ["gpt2-124m", "llama-8b", "resnet50"])
+@pytest.mark.parametrize("model", ["bert-large", "llama-8b", "resnet50"])
 def test_named_models_print_a_table(run_cli, model):
     status, out, _ = run_cli("memory", "--model", model)
     assert status == 0
@@ -69,6 +88,160 @@ def test_half_precision_parameters_do_not_change_the_8bit_state(run_cli):
     )
     assert wide["lion8bit"] == narrow["lion8bit"]
     assert narrow["optax.lion"] < wide["optax.lion"]
+
+
+def test_optimizers_can_be_chosen(run_cli):
+    chosen = ["--optimizer", "paged_lion", "--optimizer", "optax.lion,lion8bit"]
+    found = answer(run_cli, "--params", "1e6", *chosen)
+    assert [row["name"] for row in found["optimizers"]] == ["paged_lion", "optax.lion", "lion8bit"]
+    _, out, _ = run_cli("memory", "--params", "1e6", *chosen)
+    # The share is that of AdamW, which is not shown.
+    assert {name: cells[-1] for name, cells in table_rows(out).items()} == {
+        "paged_lion": "50",
+        "optax.lion": "50",
+        "lion8bit": "13",
+    }
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+def test_a_training_step_holds_its_parts(run_cli):
+    """The sum of the parts by their names; each is tested in `test_footprint.py`."""
+    found = answer(
+        run_cli, "--model", "vit-b-16", "--dtype=bfloat16", "--master", "--grad-dtype=float32"
+    )
+    count = found["parameters"]
+    for row in found["optimizers"]:
+        part = row["per_device"]
+        assert part["parameter_bytes"] == 2 * count
+        assert part["master_bytes"] == part["gradient_bytes"] == 4 * count
+        assert part["device_state_bytes"] == row["device_bytes"]
+        elsewhere = part.pop("host_state_bytes")
+        assert elsewhere + part["device_state_bytes"] == row["state_bytes"]
+        assert part.pop("total_device_bytes") == sum(part.values())
+        assert row["fits"] is None
+
+
+def test_the_table_has_the_numbers_of_the_json(run_cli):
+    arguments = ["--params=8e9", "--dtype=bfloat16", "--master", "--device-memory=80GB"]
+    found = answer(run_cli, *arguments)
+    status, out, _ = run_cli("memory", *arguments)
+    rows = table_rows(out)
+    assert status == 0
+    assert list(rows) == [row["name"] for row in found["optimizers"]]
+    for row in found["optimizers"]:
+        part = row["per_device"]
+        expected = [
+            part["parameter_bytes"] + part["master_bytes"],
+            part["gradient_bytes"],
+            part["device_state_bytes"],
+            part["estimated_step_bytes"],
+            part["total_device_bytes"],
+            part["host_state_bytes"],
+            80 * 10**9 - part["total_device_bytes"],
+        ]
+        assert rows[row["name"]] == [f"{n / 2**30:.2f}" for n in expected]
+
+
+def test_what_fits_is_what_leaves_room(run_cli):
+    arguments = ["--params=8e9", "--dtype=bfloat16"]
+    rows = answer(run_cli, *arguments, "--device-memory=48GB")["optimizers"]
+    fits = {row["name"]: row["fits"] for row in rows}
+    # 16 GB of parameters and as many of gradients, and momentum in 8 bits, in 16 and in 32.
+    assert (fits["lion8bit"], fits["optax.lion"], fits["lion32bit"]) == (True, False, False)
+    _, out, _ = run_cli("memory", *arguments, "--device-memory=48GB")
+    named = " ".join(out.split()).partition("Fits in 48GB, without activations: ")[2]
+    assert named.startswith(f"{', '.join(name for name, fit in fits.items() if fit)}. Does not")
+
+
+def test_what_fits_exactly_fits(run_cli):
+    arguments = ["--params=1e6", "--optimizer=lion8bit"]
+    (row,) = answer(run_cli, *arguments)["optimizers"]
+    size = row["per_device"]["total_device_bytes"]
+    for room, fit in [(size, True), (size - 1, False)]:
+        found = answer(run_cli, *arguments, f"--device-memory={room / 1000}KB")
+        assert found["device_memory_bytes"] == room
+        assert found["optimizers"][0]["fits"] is fit
+
+
+def test_devices_share_evenly(run_cli):
+    arguments = ["--model=gemma-2-9b", "--optimizer=lamb8bit"]
+    (one,) = answer(run_cli, *arguments)["optimizers"]
+    (many,) = answer(run_cli, *arguments, "--devices=64")["optimizers"]
+    assert many["state_bytes"] == one["state_bytes"]
+    for key, size in one["per_device"].items():
+        assert many["per_device"][key] == pytest.approx(size / 64, abs=1), key
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--training"],
+        ["--grad-dtype=float32"],
+        ["--master"],
+        ["--devices=2"],
+        ["--device-memory=24GiB"],
+        ["--platform=cpu"],
+    ],
+    ids=lambda option: option[0],
+)
+def test_every_option_of_training_asks_for_its_table(run_cli, option):
+    arguments = ["memory", "--model=vit-b-16", "--dtype=bfloat16", "--optimizer=lion8bit"]
+    _, plain, _ = run_cli(*arguments)
+    _, out, _ = run_cli(*arguments, *option)
+    assert "step GiB" not in plain
+    assert "step GiB" in out
+    assert "Activations are not included" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("option", ["--devices=2", "--device-memory=24GiB", "--platform=cpu"])
+def test_notes_say_what_the_numbers_leave_out(run_cli, option):
+    words = {
+        "--devices=2": "Everything is divided evenly",
+        "--device-memory=24GiB": "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "--platform=cpu": "allocates beside them on a CPU",
+    }
+    _, out, _ = run_cli("memory", "--params=1e6", "--optimizer=lion8bit", option)
+    out = " ".join(out.split())
+    assert {key for key, word in words.items() if word in out} == {option}
+
+
+@pytest.mark.parametrize("size", [*(f"--model={name}" for name in MODELS), "--params=1e12"])
+def test_tables_are_no_wider_than_100_columns(run_cli, size):
+    few = ["--optimizer=paged_lamb32bit"]  # the longest name, and the largest state
+    for more in [[], ["--dtype=bfloat16", "--master", "--device-memory=24GiB", "--devices=1024"]]:
+        _, out, _ = run_cli("memory", size, *few, *more)
+        assert max(map(len, out.splitlines())) <= 100
+
+
+def test_terminals_of_100_columns_show_whole_names(run_cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    _, out, _ = run_cli(
+        "memory", "--model=llama-70b", "--optimizer=paged_lamb32bit", "--device-memory=24GiB"
+    )
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
+    (header,) = (line for line in lines if line.split()[:1] == ["optimizer"])
+    (row,) = (line for line in lines if line.split()[:1] == ["paged_lamb32bit"])
+    assert header.count("GiB") == 7
+    assert len(row.split()) == 8
+    assert len(row) <= 100
+
+
+# ------------------------------------------------------------------------------- what is given
+
+
+def test_the_list_has_every_model_with_its_parameters(run_cli):
+    status, out, _ = run_cli("memory", "--list")
+    assert status == 0
+    assert table_rows(out)["bert-large"] == ["335,141,888", "295"]
+    assert list(table_rows(out)) == MODELS
+    assert answer(run_cli, "--list")[0] == {
+        "name": "gpt2-124m",
+        "parameters": 124_439_808,
+        "tensors": 148,
+    }
 
 
 @pytest.mark.parametrize(
@@ -87,6 +260,56 @@ def test_impossible_counts_are_refused(run_cli, given):
 
 
 def test_unknown_model_is_refused_with_the_choices(run_cli):
-    status, _, err = run_cli("memory", "--model", "gpt5")
+    status, _, err = run_cli("memory", "--model", "zzz")
     assert status == 2
-    assert "gpt2-124m, llama-8b, resnet50" in err
+    assert ", ".join(MODELS) in err
+    assert "Did you mean" not in err
+
+
+@pytest.mark.parametrize(
+    ("given", "near"), [("gpt2", "gpt2-xl"), ("Llama-3-8B", "llama-8b"), ("vit-b16", "vit-b-16")]
+)
+def test_an_unknown_model_gets_its_nearest_ones(run_cli, given, near):
+    status, _, err = run_cli("memory", "--model", given)
+    assert status == 2
+    assert near in err.partition("Did you mean ")[2].partition("?")[0]
+
+
+def test_unknown_optimizer_is_refused_with_the_choices(run_cli):
+    status, _, err = run_cli("memory", "--params=1e6", "--optimizer=adam")
+    assert status == 2
+    assert "optax.adamw" in err
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ("24GiB", 24 * 2**30),
+        ("80GB", 80 * 10**9),
+        ("1.5 tib", 3 * 2**39),
+        ("512MB", 512 * 10**6),
+        ("640kib", 640 * 1024),
+    ],
+)
+def test_sizes_of_memory_are_read_with_their_unit(given, size):
+    assert parse_bytes(given) == size
+
+
+@pytest.mark.parametrize("given", ["24", "24G", "-1GB", "0GB", "GB", "1e99GB", "nanGB"])
+def test_impossible_sizes_of_memory_are_refused(run_cli, given):
+    status, _, err = run_cli("memory", "--params=1e6", f"--device-memory={given}")
+    assert status == 2
+    assert "--device-memory 24GiB" in err
+
+
+@pytest.mark.parametrize("given", ["0", "-1"])
+def test_impossible_numbers_of_devices_are_refused(run_cli, given):
+    status, _, err = run_cli("memory", "--params=1e6", f"--devices={given}")
+    assert status == 2
+    assert "1 or more" in err
+
+
+def test_a_master_copy_of_float32_parameters_is_refused(run_cli):
+    status, _, err = run_cli("memory", "--params=1e6", "--master")
+    assert status == 2
+    assert "--dtype bfloat16" in err
