@@ -1,7 +1,7 @@
 """Lion and LAMB for JAX with 8-bit state, as Optax gradient transformations."""
 
-from optax_lamblion._bitsandbytes import from_bitsandbytes
-from optax_lamblion._bitsandbytes_export import to_bitsandbytes
+from optax_lamblion._bitsandbytes.export import to_bitsandbytes
+from optax_lamblion._bitsandbytes.load import from_bitsandbytes
 from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
 from optax_lamblion._conversion import convert_state, restore_target
 from optax_lamblion._fused import apply_fused

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 import optax_lamblion
-from optax_lamblion import StateOptions, _checkpoint_files
-from optax_lamblion._checkpoint_arrays import QUANT_STATE
+from optax_lamblion import StateOptions
+from optax_lamblion._bitsandbytes import files
+from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
 from optax_lamblion.cli._errors import CommandError, require_extra
 from optax_lamblion.cli._output import Table, print_json, print_table
 from pallas_kernels.codecs import CODEC_NAMES
 
-_SUFFIXES = (*_checkpoint_files.TORCH_SUFFIXES, ".safetensors")
+_SUFFIXES = (*files.TORCH_SUFFIXES, ".safetensors")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,13 +80,13 @@ def _run(args):
         raise CommandError(f"'{args.target}' is there already. Name another one, or remove it.")
     if not is_file:
         return _export(args, to_file)
-    checkpoint = _checkpoint_files.read(args.source, key=args.key, order=args.order)
+    checkpoint = files.read(args.source, key=args.key, order=args.order)
     names = _names(args.names) or [str(number) for number in _numbers(checkpoint)]
     _show(args, checkpoint, names)
     if args.target is None:
         return 0
     if to_file:
-        _checkpoint_files.write(args.target, checkpoint)
+        files.write(args.target, checkpoint)
     else:
         state, call = _imported(args, checkpoint, names)
         _save(args.target, state)
@@ -221,7 +222,7 @@ def _export(args, to_file):
     checkpoint = optax_lamblion.to_bitsandbytes(
         state, names=names, adapt=_transposer(args.transpose)
     )
-    _checkpoint_files.write(args.target, checkpoint)
+    files.write(args.target, checkpoint)
     _show(args, checkpoint, names)
     if not args.json:
         print(f"Wrote {args.target}. Set `lr`, `betas` and `weight_decay` when it is loaded.")

@@ -9,7 +9,8 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from optax_lamblion import _checkpoint_files, convert_state, from_bitsandbytes, lion8bit
+from optax_lamblion import convert_state, from_bitsandbytes, lion8bit
+from optax_lamblion._bitsandbytes import files
 from optax_lamblion.cli import main
 from tests.interop import loading, problem
 
@@ -85,7 +86,7 @@ def test_an_export_is_the_file_that_was_imported(capsys, tmp_path, names):
     assert main(["convert", state, str(back), "--names", str(names)]) == 0
     assert f"Wrote {back}" in capsys.readouterr().out
     theirs = loading.read("lion8bit")
-    ours = _checkpoint_files.read(back)
+    ours = files.read(back)
     for number in theirs["state"]:
         for key in ("state1", "absmax1"):
             if key in loading.slots(theirs, number):
@@ -96,7 +97,7 @@ def test_an_export_is_the_file_that_was_imported(capsys, tmp_path, names):
 def test_a_file_becomes_the_other_kind_of_file(tmp_path):
     target = tmp_path / "copy.safetensors"
     assert main(["convert", str(loading.FOLDER / "lamb8bit.safetensors"), str(target)]) == 0
-    a, b = loading.read("lamb8bit"), _checkpoint_files.read(target)
+    a, b = loading.read("lamb8bit"), files.read(target)
     assert a["param_groups"] == b["param_groups"]
     assert jax.tree.all(jax.tree.map(loading.same_bits, a["state"], b["state"]))
 
@@ -141,6 +142,6 @@ def test_a_state_inside_of_a_checkpoint_is_exported(tmp_path, names):
         checkpointer.save(tmp_path / "run", {"params": p, "opt_state": (lion8bit().init(p),)})
     target = tmp_path / "out.safetensors"
     assert main(["convert", str(tmp_path / "run"), str(target), "--names", str(names)]) == 0
-    exported = _checkpoint_files.read(target)
+    exported = files.read(target)
     assert loading.slots(exported)["state1"].shape == (64, 96)
     assert not np.any(loading.slots(exported)["absmax1"])

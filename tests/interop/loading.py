@@ -6,7 +6,8 @@ import pathlib
 
 import numpy as np
 
-from optax_lamblion import StateOptions, _checkpoint_files, lamb8bit, lamb32bit, lion8bit, lion32bit
+from optax_lamblion import StateOptions, lamb8bit, lamb32bit, lion8bit, lion32bit
+from optax_lamblion._bitsandbytes import files
 
 FOLDER = pathlib.Path(__file__).parent / "checkpoints"
 NAMES = json.loads((FOLDER / "checkpoints.json").read_text(encoding="utf-8"))
@@ -15,7 +16,7 @@ NAMES = json.loads((FOLDER / "checkpoints.json").read_text(encoding="utf-8"))
 
 def read(name):
     """A checkpoint, as dicts of NumPy arrays that a test may change."""
-    return copy.deepcopy(_checkpoint_files.read(FOLDER / f"{name}.safetensors"))
+    return copy.deepcopy(files.read(FOLDER / f"{name}.safetensors"))
 
 
 def slots(checkpoint, number=0):

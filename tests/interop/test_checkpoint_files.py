@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_lamblion import _checkpoint_files
+from optax_lamblion._bitsandbytes import files
 from tests.interop.loading import FOLDER
 
 
@@ -19,8 +19,8 @@ def test_arrays_of_jax_are_written_and_read(tmp_path, dtype, shape):
         "state": {0: {"step": jnp.asarray(3), "state1": value}},
         "param_groups": [{"lr": jnp.float32(0.5), "betas": (0.5, 0.75), "params": [0]}],
     }
-    _checkpoint_files.write(tmp_path / "x.safetensors", checkpoint)
-    result = _checkpoint_files.read(tmp_path / "x.safetensors")
+    files.write(tmp_path / "x.safetensors", checkpoint)
+    result = files.read(tmp_path / "x.safetensors")
     assert result["param_groups"] == [{"lr": 0.5, "betas": (0.5, 0.75), "params": [0]}]
     assert result["state"][0]["step"] == 3
     slot = result["state"][0]["state1"]
@@ -31,7 +31,7 @@ def test_arrays_of_jax_are_written_and_read(tmp_path, dtype, shape):
 def test_without_pytorch_a_file_of_it_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises ImportError
     with pytest.raises(ImportError, match=r"pip install 'optax-lamblion\[torch\]'"):
-        _checkpoint_files.read(FOLDER / "lion8bit.pt")
+        files.read(FOLDER / "lion8bit.pt")
 
 
 def test_files_are_read_without_jax_or_pytorch():
@@ -41,8 +41,8 @@ import sys, types
 package = types.ModuleType("optax_lamblion")
 package.__path__ = {[*map(str, sys.modules["optax_lamblion"].__path__)]}
 sys.modules["optax_lamblion"] = package
-from optax_lamblion import _checkpoint_files
-checkpoint = _checkpoint_files.read({str(FOLDER / "lion8bit.safetensors")!r})
+from optax_lamblion._bitsandbytes import files
+checkpoint = files.read({str(FOLDER / "lion8bit.safetensors")!r})
 assert len(checkpoint["state"]) == 4
 assert not {{"jax", "torch", "optax", "pallas_kernels"}} & set(sys.modules), sys.modules
 """

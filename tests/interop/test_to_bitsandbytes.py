@@ -8,7 +8,6 @@ import pytest
 
 from optax_lamblion import (
     StateOptions,
-    _checkpoint_files,
     from_bitsandbytes,
     lamb8bit,
     lion,
@@ -16,6 +15,7 @@ from optax_lamblion import (
     paged_lion8bit,
     to_bitsandbytes,
 )
+from optax_lamblion._bitsandbytes import files
 from tests import oracles
 from tests.interop import loading, problem, write_exported
 
@@ -101,7 +101,7 @@ def test_committed_exports_are_what_is_exported_now(tmp_path):
     write_exported.main(tmp_path)
     for name in write_exported.OPTIMIZERS:
         now, then = (
-            _checkpoint_files.read(folder / f"{name}.safetensors")
+            files.read(folder / f"{name}.safetensors")
             for folder in (tmp_path, write_exported.FOLDER)
         )
         # Multiply-adds are contracted differently on other processors, so near a middle between

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_lamblion import StateOptions, _checkpoint_files, lion8bit, lion32bit, to_bitsandbytes
+from optax_lamblion import StateOptions, lion8bit, lion32bit, to_bitsandbytes
+from optax_lamblion._bitsandbytes import files
 from tests.interop import problem
 
 FOLDER = pathlib.Path(__file__).parent / "exported"
@@ -44,7 +45,7 @@ def main(folder=FOLDER):
     """Writes all of them."""
     folder.mkdir(exist_ok=True)
     for name in OPTIMIZERS:
-        _checkpoint_files.write(folder / f"{name}.safetensors", exported(name))
+        files.write(folder / f"{name}.safetensors", exported(name))
 
 
 if __name__ == "__main__":

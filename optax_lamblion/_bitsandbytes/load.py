@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_lamblion import _checkpoint_files
-from optax_lamblion._bitsandbytes_slots import MOMENTS, adapts, our_absmax, unpack
-from optax_lamblion._checkpoint_arrays import as_arrays
+from optax_lamblion._bitsandbytes import files
+from optax_lamblion._bitsandbytes.arrays import as_arrays
+from optax_lamblion._bitsandbytes.slots import MOMENTS, adapts, our_absmax, unpack
 from optax_lamblion._conversion import is_ours
 from optax_lamblion._placement import abstract_state
 from optax_lamblion._recode import (
@@ -120,12 +120,12 @@ def from_bitsandbytes(
     return state
 
 
-_NOT_THE_CALLER = tuple(os.path.dirname(module.__file__) for module in (_checkpoint_files, jax))
+_NOT_THE_CALLER = tuple(os.path.dirname(str(x.__file__)) for x in (files, jax))
 
 
 def _read(checkpoint, key, order):
     if isinstance(checkpoint, str | os.PathLike):
-        return _checkpoint_files.read(checkpoint, key=key, order=order)
+        return files.read(checkpoint, key=key, order=order)
     if not isinstance(checkpoint, Mapping):
         raise TypeError(
             f"`checkpoint` must be a file or a state dict, got {type(checkpoint).__name__}. Pass "

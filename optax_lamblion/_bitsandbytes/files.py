@@ -7,7 +7,7 @@ PyTorch writes `.pt`. A `.safetensors` file holds the same in this way:
   are tensors without dimensions.
 - `param_groups` is JSON, in the entry `param_groups` of the metadata.
 
-Like `_checkpoint_arrays`, this is tested without JAX, under Python 3.11.
+Like `arrays`, this is tested without JAX, under Python 3.11.
 """
 
 import importlib
@@ -20,7 +20,7 @@ import secrets
 
 import numpy as np
 
-from optax_lamblion._checkpoint_arrays import QUANT_STATE, as_arrays, as_tensors, is_checkpoint
+from optax_lamblion._bitsandbytes.arrays import QUANT_STATE, as_arrays, as_tensors, is_checkpoint
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 ZIP = b"PK\x03\x04"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_lamblion._checkpoint_arrays import QUANT_STATE
+from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
 from optax_lamblion._layout import Layout
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.codecs import decode, get_codec

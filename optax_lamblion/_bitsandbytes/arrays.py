@@ -9,7 +9,7 @@ element `i` belongs the slot's `i`-th number there, whatever its index is. Its C
 Lion and LAMB have since 0.50, goes by the index. Where the strides of a slot are not those of a
 contiguous tensor, the two differ.
 
-This file and `_checkpoint_files` are tested with PyTorch and without JAX, under Python 3.11: they
+This file and `files` are tested with PyTorch and without JAX, under Python 3.11: they
 import neither JAX nor other parts of the package, and have no syntax of later versions.
 """
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_lamblion._bitsandbytes_slots import adapts
-from optax_lamblion._checkpoint_arrays import QUANT_STATE
+from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
+from optax_lamblion._bitsandbytes.slots import adapts
 from optax_lamblion._conversion import is_ours
 from optax_lamblion._layout import Layout
 from optax_lamblion._recode import Stored, recode, stored_leaves
