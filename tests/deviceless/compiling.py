@@ -103,6 +103,11 @@ def bytes_moved(facts):
     return sum(x["reads"] + x["writes"] for x in facts["launches"])
 
 
+def scalar_bytes(name):
+    """What the state of an optimizer has beside arrays: a count and, in 8 bits, a layout."""
+    return 8 if "8bit" in name else 4
+
+
 def copies(facts, at_least=1):
     """Launches that only move elements and write so many bytes or more.
 

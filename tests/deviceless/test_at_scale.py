@@ -15,6 +15,7 @@ import sys
 import pytest
 
 from tests.deviceless import at_scale
+from tests.deviceless.compiling import scalar_bytes
 
 pytestmark = pytest.mark.deviceless
 
@@ -39,7 +40,6 @@ KERNELS = {"lion8bit": ["lion_step"], "lamb8bit": ["lamb_moments", "lamb_apply"]
 # and codes again.
 STATE = 1 + 4 / 256
 MOVED = {"lion8bit": 3 * 2 + 2 * STATE, "lamb8bit": 3 * 2 + 4 * STATE + 2 + 2 * STATE}
-SCALARS = 8  # bytes: the count and the layout
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def test_kernels_step_the_shard_of_every_leaf(costs, name):
 @pytest.mark.parametrize("name", SLOTS)
 def test_a_device_has_its_part_of_the_state(costs, name):
     assert costs[name]["parameters"] == ELEMENTS
-    assert costs[name]["state_bytes"] == SCALARS + SLOTS[name] * STATE * ELEMENTS
+    assert costs[name]["state_bytes"] == scalar_bytes(name) + SLOTS[name] * STATE * ELEMENTS
 
 
 @pytest.mark.parametrize("name", SLOTS)

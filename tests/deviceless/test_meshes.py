@@ -3,7 +3,7 @@
 import pytest
 
 from tests.deviceless import meshes
-from tests.deviceless.compiling import copies
+from tests.deviceless.compiling import copies, scalar_bytes
 from tests.deviceless.transfers import STARTS, moved
 
 pytestmark = pytest.mark.deviceless
@@ -14,12 +14,13 @@ by_name = pytest.mark.parametrize("name", meshes.NAMES)
 
 
 def shard_bytes(name):
-    """Bytes of parameters, and of state with its count, on a device."""
+    """Bytes of parameters, and of state with its scalars, on a device."""
     sizes, slots = meshes.shard_sizes(), 2 if "lamb" in name else 1
     coded = [n for key, n in sizes.items() if key != "small" and "8bit" in name]
     plain = [n for key, n in sizes.items() if key == "small" or "8bit" not in name]
     scales = 4 * (sum(n // 256 for n in coded) + (len(plain) if "8bit" in name else 0))
-    return 2 * sum(sizes.values()), slots * (sum(coded) + scales + 4 * sum(plain)) + 4
+    state = slots * (sum(coded) + scales + 4 * sum(plain)) + scalar_bytes(name)
+    return 2 * sum(sizes.values()), state
 
 
 @by_case

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from tests.deviceless import paged
-from tests.deviceless.compiling import copies
+from tests.deviceless.compiling import copies, scalar_bytes
 from tests.deviceless.transfers import STARTS, moved, overlaps
 
 pytestmark = pytest.mark.deviceless
@@ -55,7 +55,7 @@ def test_host_buffers_are_written_in_place(facts_for, name, leaves, form):
     facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
     state = state_bytes(name, leaves)
     assert facts["host"] == {"arguments": state, "outputs": state, "alias": state, "temp": 0}
-    assert facts["alias"] == params_bytes(name, leaves) + 4  # and the count
+    assert facts["alias"] == params_bytes(name, leaves) + scalar_bytes(name)
     assert not [x for x in facts["transfers"] if x[0] == "within host"]
 
 
