@@ -175,11 +175,13 @@ class Filler:
 
 
 def tied_to_device(state):
-    """A state of which every array is committed to its device, if that is one for all of them."""
-    if _is_traced() or any(len(x.sharding.device_set) > 1 for x in jax.tree.leaves(state)):
+    """A state of which every array is committed to one device, if none is on several."""
+    arrays = jax.tree.leaves(state)
+    if _is_traced() or any(len(x.sharding.device_set) > 1 for x in arrays):
         return state
-    # An array in host memory is committed from the beginning.
-    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, x.sharding), state)
+    # An array in host memory is committed from the beginning, to the device of its parameter.
+    place = next(x.sharding for x in arrays if x.committed).with_memory_kind("device")
+    return jax.tree.map(lambda x: x if x.committed else jax.device_put(x, place), state)
 
 
 def mesh_sharding(p):
