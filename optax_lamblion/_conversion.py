@@ -9,6 +9,7 @@ from optax_lamblion._layout import refuse_layout
 from optax_lamblion._placement import KIND, abstract_state, memory_kind
 from optax_lamblion._recode import (
     OURS,
+    check_history,
     check_stored,
     fill,
     is_tied,
@@ -28,14 +29,14 @@ def convert_state(state, params, tx) -> Any:
     For training that goes on with other `bits`, another block size or codec, paged instead of
     resident, with other leaves in 32 bits; and for what a checkpoint library restored without a
     target, as dicts and lists. Moments are decoded and stored again, leaf by leaf; what is in the
-    right form already is passed on as it is, bit for bit.
+    right form and place already is passed on as it is, without a copy.
 
     Args:
       state: The state of Lion or LAMB, with that of the transformations around it: as the optimizer
         returned it, or as Orbax or `flax.serialization` restored it. Also one of `optax.lion` and
         `optax.lamb` (`optax.scale_by_lion` and `optax.scale_by_adam`).
       params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state goes
-        where `state_sharding` says.
+        where `state_sharding` says; if they are on one device, to that.
       tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
 
     Returns:
@@ -76,7 +77,8 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
 
     For the target of `orbax.checkpoint`, which restores every array straight to its place: shards
     to their devices, whatever mesh they were saved from, and paged state to host memory. Nothing is
-    read before it is known that the optimizer can go on with what was saved.
+    read before it is known that the optimizer can go on with what was saved. Pass what is restored
+    to `convert_state`, which returns a state in the right layout as it is.
 
     Args:
       tx: The transformation that is to go on.
@@ -87,7 +89,7 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
         takes those that the parameters have.
       convert: Whether a state in another layout (bits, block size, codec) is welcome. The target is
         then the layout that was saved, and `convert_state(state, params, tx)` makes the state of
-        `tx` of what is restored. (It returns a state in the right layout as it is.)
+        `tx` of what is restored. So are gradient norms that are missing.
 
     Returns:
       A tree like the state of `tx`, in which every leaf is a `jax.ShapeDtypeStruct` with its
@@ -95,7 +97,7 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
 
     Raises:
       ValueError: What was saved has another layout, and `convert` is False; or leaves are missing,
-        have another shape, or have no place. The message names the leaf.
+        have another shape or dtype, or have no place. The message names the leaf.
 
     Examples:
       >>> params = {"w": jnp.ones((64, 256))}
@@ -111,8 +113,8 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
     """
     if not jax.tree.leaves(saved):
         raise ValueError(
-            "`saved` has no arrays. If it is the `item_metadata` of a checkpoint, files of that are "
-            "missing or damaged, or its folder is another one."
+            "`saved` has no arrays. If it is the `item_metadata` of a checkpoint, files of that "
+            "are missing or damaged, or its folder is another one."
         )
     fresh = abstract_state(tx, params)
     named = Saved(saved, exact=True)
@@ -175,9 +177,10 @@ def _form(like, source, layout):
         if layout is not None:
             fields[f"{name}_absmax"] = treedef.unflatten(scales)
     if source.history is not None:
-        fields["gnorm_history"] = jax.tree_util.tree_map_with_path(
-            lambda path, x: _as_saved(source.history[path_string(path)], x), like.gnorm_history
-        )
+        rows = jax.tree_util.tree_leaves_with_path(like.gnorm_history)
+        for path, x in rows:
+            check_history(path_string(path), source.history[path_string(path)], x)
+        fields["gnorm_history"] = like.gnorm_history
     if layout is not None:
         fields["layout"] = {layout.entry: like.count}
     return type(like)(**fields)

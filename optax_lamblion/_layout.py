@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from optax_lamblion._options import StateOptions
 from optax_lamblion._trees import path_string
+from pallas_kernels.codecs import CODEC_NAMES
 
 FORMAT = 1
 """Counts up when codes or scales of the same codec and block size come to mean something else."""
@@ -73,6 +74,11 @@ def layout_of(field: Any) -> Layout:
         raise ValueError(
             f"The state has format {version}, and this version of optax_lamblion reads format "
             f"{FORMAT}. Load it with the version that wrote it, or a newer one."
+        )
+    if codec not in CODEC_NAMES:
+        raise ValueError(
+            f'The state has codec "{codec}", which this version of optax_lamblion does not know. '
+            "Load it with the version that wrote it, or a newer one."
         )
     return Layout(codec, None if block == "tensor" else int(block))
 

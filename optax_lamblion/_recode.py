@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
@@ -137,14 +138,29 @@ def check_stored(leaf, stored, shape):
         )
 
 
+def check_history(leaf, x, like):
+    """Raises `ValueError` unless an array can be the gradient norms of a leaf."""
+    if tuple(x.shape) != tuple(like.shape) or x.dtype != like.dtype:
+        raise ValueError(
+            f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)} and dtype {x.dtype}; "
+            f"this optimizer needs {tuple(like.shape)} and {like.dtype}."
+        )
+
+
 def _values(stored, name, dtype):
     """What is stored, in floating point and in the memory of the device."""
     x = _fetch(stored.x)
     if x.dtype != jnp.uint8:
         return x.astype(dtype)
+    absmax = _fetch(stored.absmax)
+    arrays = [a for a in (x, absmax) if not isinstance(a, Tracer)]
+    if len(arrays) == 2 and x.sharding.device_set != absmax.sharding.device_set:
+        # Orbax restores a state that was never stepped to where it was made: its scales to the
+        # default device. From NumPy they follow the codes.
+        absmax = np.asarray(absmax)
     return dequantize(
         x,
-        _fetch(stored.absmax),
+        absmax,
         block_size=stored.layout.block_size,
         codec=stored.layout.codec,
         signed=SLOTS[name].signed,
@@ -155,13 +171,8 @@ def _values(stored, name, dtype):
 def _history(leaf, known, like):
     if leaf not in known:
         return jnp.zeros(like.shape, like.dtype)
-    x = known[leaf]
-    if tuple(x.shape) != tuple(like.shape) or x.dtype != like.dtype:
-        raise ValueError(
-            f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)} and dtype {x.dtype}; "
-            f"this optimizer needs {tuple(like.shape)} and {like.dtype}."
-        )
-    return x
+    check_history(leaf, known[leaf], like)
+    return known[leaf]
 
 
 # ------------------------------------------------------------------------------------------ place
