@@ -41,6 +41,7 @@ def run_suite(*arguments, **environment):
     return subprocess.run(command, cwd=ROOT, env=made, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_whole_suite_runs_in_the_interpreter(tmp_path):
     done = run_suite("--interpret", "--quick", "--out", tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
