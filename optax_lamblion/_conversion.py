@@ -5,20 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_lamblion._destination import is_tied, put, struct, told_in_types, with_places
 from optax_lamblion._layout import refuse_layout
 from optax_lamblion._placement import KIND, abstract_state, memory_kind
-from optax_lamblion._recode import (
-    OURS,
-    check_history,
-    check_stored,
-    fill,
-    is_tied,
-    layout_in,
-    put,
-    struct,
-    told_in_types,
-    with_places,
-)
+from optax_lamblion._recode import OURS, check_history, check_stored, fill, layout_in
 from optax_lamblion._saved import Saved
 from optax_lamblion._trees import path_string
 

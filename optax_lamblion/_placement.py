@@ -48,7 +48,7 @@ def check_host_memory(resident):
     """Raises `ValueError` where there is no host memory for state. `resident` is what to use."""
     if jax.sharding.get_abstract_mesh().abstract_device is not None:
         return  # compiled for devices that need not be here
-    device = jnp.zeros(()).devices().pop() if not _is_traced() else jax.local_devices()[0]
+    device = jnp.zeros(()).devices().pop() if not is_traced() else jax.local_devices()[0]
     kinds = memory_kinds(device)
     if KIND not in kinds:
         raise ValueError(
@@ -145,7 +145,7 @@ class Filler:
 
         `sharding` is a `NamedSharding` on its mesh, if it has one.
         """
-        if not _is_traced():
+        if not is_traced():
             if sharding is None:
                 sharding = getattr(like, "sharding", None) or jnp.zeros(()).sharding
             return full(sharding.with_memory_kind(KIND), shape, value, dtype)
@@ -177,7 +177,7 @@ class Filler:
 def tied_to_device(state):
     """A state of which every array is committed to one device, if none is on several."""
     arrays = jax.tree.leaves(state)
-    if _is_traced() or any(len(x.sharding.device_set) > 1 for x in arrays):
+    if is_traced() or any(len(x.sharding.device_set) > 1 for x in arrays):
         return state
     # An array in host memory is committed from the beginning, to the device of its parameter.
     place = next(x.sharding for x in arrays if x.committed).with_memory_kind("device")
@@ -189,7 +189,7 @@ def mesh_sharding(p):
 
     It is not known of what is traced on a mesh with Auto axes, or mapped over.
     """
-    if not _is_traced():
+    if not is_traced():
         if isinstance(p, Tracer):
             return None
         sharding = getattr(p, "sharding", None)
@@ -201,7 +201,7 @@ def mesh_sharding(p):
 
 def full(sharding, shape, value, dtype):
     """An array of one value, with a sharding; no process has to hold all of it."""
-    if _is_traced():
+    if is_traced():
         return jax.sharding.reshard(jnp.full(shape, value, dtype), sharding)
     if len(sharding.device_set) == 1:
         return jax.device_put(np.full(shape, value, dtype), sharding)
@@ -209,5 +209,6 @@ def full(sharding, shape, value, dtype):
     return jax.make_array_from_callback(shape, sharding, lambda index: part)
 
 
-def _is_traced():
+def is_traced():
+    """Whether a program is being traced, and constants are a part of it."""
     return isinstance(jnp.zeros(()), Tracer)

@@ -1,4 +1,4 @@
-"""Arrays of a state: from the form in which they are stored to another, and to their place."""
+"""Arrays of a state: from the form in which they are stored to another one."""
 
 from typing import Any, NamedTuple
 
@@ -6,11 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jax.sharding import NamedSharding
 
+from optax_lamblion._destination import fetch, put
 from optax_lamblion._layout import Layout, layout_of
-from optax_lamblion._placement import DEVICE, HOST, KIND, memory_kind
-from optax_lamblion._sharding import shardings_of
 from optax_lamblion._state import LambState, LionState
 from optax_lamblion._trees import path_string
 from pallas_kernels import dequantize, quantize
@@ -149,10 +147,10 @@ def check_history(leaf, x, like):
 
 def _values(stored, name, dtype):
     """What is stored, in floating point and in the memory of the device."""
-    x = _fetch(stored.x)
+    x = fetch(stored.x)
     if x.dtype != jnp.uint8:
         return x.astype(dtype)
-    absmax = _fetch(stored.absmax)
+    absmax = fetch(stored.absmax)
     arrays = [a for a in (x, absmax) if not isinstance(a, Tracer)]
     if len(arrays) == 2 and x.sharding.device_set != absmax.sharding.device_set:
         # Orbax restores a state that was never stepped to where it was made: its scales to the
@@ -173,93 +171,3 @@ def _history(leaf, known, like):
         return jnp.zeros(like.shape, like.dtype)
     check_history(leaf, known[leaf], like)
     return known[leaf]
-
-
-# ------------------------------------------------------------------------------------------ place
-
-
-def with_places(state, params, shardings=None, *, always=False):
-    """An abstract state, as `jax.ShapeDtypeStruct`s that say where every array goes.
-
-    Args:
-      state: Arrays, or their shapes and kinds of memory.
-      params: Parameters, or their shapes.
-      shardings: Those of the parameters; None takes what they have.
-      always: Whether to name a device where nothing asks for one, too.
-    """
-    leaves = jax.tree.leaves(params)
-    if _is_traced() or any(isinstance(p, Tracer) for p in leaves):
-        return state  # the program around it says where arrays go
-    own = [getattr(p, "sharding", None) for p in leaves]
-    if shardings is not None or any(isinstance(x, NamedSharding) for x in own):
-        places = shardings_of(state, params, shardings)
-        return jax.tree.map(lambda x, s: struct(x, s), state, places)
-    hosted = any(memory_kind(x) == KIND for x in jax.tree.leaves(state))
-    device = next((x for x in own if x is not None), jnp.zeros(()).sharding)
-
-    def place(x):
-        if memory_kind(x) == KIND:
-            return struct(x, device.with_memory_kind(KIND))
-        return struct(x, device if always or hosted else None)
-
-    return jax.tree.map(place, state)
-
-
-def struct(x, sharding):
-    """The shape and dtype of an array, with a place."""
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-
-def put(x, like):
-    """An array where `like` says; None stays None."""
-    if x is None or like is None:
-        return None
-    if isinstance(x, Tracer) or _is_traced():
-        return jax.device_put(x, HOST) if memory_kind(like) == KIND else _fetch(x)
-    sharding = getattr(like, "sharding", None)
-    if sharding is None:
-        return _fetch(x)
-    if not isinstance(x, jax.Array):
-        return jax.device_put(x, sharding)
-    if (kind := x.sharding.memory_kind) != sharding.memory_kind:
-        # First to the place, then to the memory: JAX fails to do both at once for an array that
-        # all devices of a mesh have, and one is to have.
-        x = jax.device_put(x, sharding.with_memory_kind(kind))
-    elif kind == KIND and jax.typeof(x).memory_space != HOST:
-        x = jax.device_put(x, told_in_types(sharding))  # no copy
-    return jax.device_put(x, sharding)
-
-
-def told_in_types(sharding):
-    """The same place, so that the type of an array that is put together there tells its memory.
-
-    JAX forgets it if that is a single device: `jax.make_array_from_single_device_arrays` and so
-    Orbax give such arrays a type in the memory of the device. A step goes by types.
-    """
-    if isinstance(sharding, NamedSharding) or sharding.memory_kind != KIND:
-        return sharding
-    (device,) = sharding.device_set
-    mesh = jax.sharding.Mesh([device], ("device",))
-    return NamedSharding(mesh, jax.sharding.PartitionSpec(), memory_kind=KIND)
-
-
-def is_tied(state, params):
-    """Whether a state belongs on the device of the parameters for good: if a part of it does."""
-    own = [p for p in jax.tree.leaves(params) if getattr(p, "sharding", None) is not None]
-    # Of a shape with a sharding somebody has said where it belongs.
-    shapes = [p for p in own if isinstance(p, jax.ShapeDtypeStruct)]
-    arrays = [x for x in [*own, *jax.tree.leaves(state)] if not isinstance(x, Tracer)]
-    return bool(own) and (bool(shapes) or any(getattr(x, "committed", False) for x in arrays))
-
-
-def _fetch(x):
-    """An array in the memory of the device."""
-    if isinstance(x, Tracer):
-        return jax.device_put(x, DEVICE) if memory_kind(x) == KIND else x
-    if isinstance(x, jax.Array) and memory_kind(x) == KIND:
-        return jax.device_put(x, x.sharding.with_memory_kind("device"))
-    return jnp.asarray(x)
-
-
-def _is_traced():
-    return isinstance(jnp.zeros(()), Tracer)

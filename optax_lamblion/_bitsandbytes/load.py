@@ -12,17 +12,9 @@ from optax_lamblion._bitsandbytes import files
 from optax_lamblion._bitsandbytes.arrays import as_arrays
 from optax_lamblion._bitsandbytes.slots import MOMENTS, adapts, our_absmax, unpack
 from optax_lamblion._conversion import is_ours
+from optax_lamblion._destination import put, with_places
 from optax_lamblion._placement import abstract_state
-from optax_lamblion._recode import (
-    SLOTS,
-    Source,
-    Stored,
-    fill,
-    layout_in,
-    put,
-    stored_leaves,
-    with_places,
-)
+from optax_lamblion._recode import SLOTS, Source, Stored, fill, layout_in, stored_leaves
 from optax_lamblion._trees import first_names, path_string
 
 

@@ -97,6 +97,6 @@ def drifted(codec):
 def test_stored_second_moments_do_not_drift():
     exact, coded = drifted("power")
     v, v8 = moments(exact)[1], moments(coded)[1]
-    # Rounding to nearest would leave +0.38 here: a step's decay of 0.1 % never reaches the next
+    # Rounding to nearest would leave +0.2 to +0.4: a step's decay of 0.1 % never reaches the next
     # code. Rounded without bias, the mean's own standard error is below 0.002.
     assert abs(np.mean(np.log(v8 / v))) < 0.05
