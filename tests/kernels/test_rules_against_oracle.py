@@ -175,7 +175,8 @@ def gradients(case, t):
 
 def _fields(state, leaf):
     """The state's slots of one leaf, by field name."""
-    return {k: np.asarray(v[leaf]) for k, v in state._asdict().items() if isinstance(v, dict)}
+    trees = {k: v for k, v in state._asdict().items() if isinstance(v, dict) and leaf in v}
+    return {k: np.asarray(v[leaf]) for k, v in trees.items()}
 
 
 @functools.cache
