@@ -52,7 +52,8 @@ def from_bitsandbytes(
         does. It may only move elements.
       key: Where in a file the optimizer is, if it holds more: `"optimizer"`.
       order: `"storage"` or `"logical"`: how the elements of a slot are ordered that is not
-        contiguous. On a GPU bitsandbytes goes by memory, on a CPU by index. None asks the scales.
+        contiguous. On a GPU bitsandbytes goes by memory, on a CPU by index. None finds out, or
+        raises where nothing tells.
       block_size: Elements per scale. None asks the number of scales.
       allow_missing: Whether a parameter may have no state, which starts at zero then. bitsandbytes
         has none for parameters that never got a gradient.
