@@ -4,10 +4,19 @@ import copy
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 
-from optax_lamblion import StateOptions, lamb8bit, lamb32bit, lion8bit, lion32bit
+from optax_lamblion import (
+    StateOptions,
+    from_bitsandbytes,
+    lamb8bit,
+    lamb32bit,
+    lion8bit,
+    lion32bit,
+)
 from optax_lamblion._bitsandbytes import files
+from tests.interop import problem
 
 FOLDER = pathlib.Path(__file__).parent / "checkpoints"
 NAMES = json.loads((FOLDER / "checkpoints.json").read_text(encoding="utf-8"))
@@ -66,3 +75,13 @@ def contents(checkpoint, names):
 def same_bits(a, b):
     """Whether two arrays hold the same bytes."""
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def imported(name, tx=None, checkpoint=None, dtype=jnp.float32, **arguments):
+    """Parameters of a checkpoint and the state that it becomes."""
+    names = NAMES[name]
+    p = {x: jnp.asarray(problem.params()[x], dtype) for x in names}
+    source = FOLDER / f"{name}.safetensors" if checkpoint is None else checkpoint
+    arguments = {"names": names, "allow_missing": name == "lion32bit"} | arguments
+    tx = optimizer(name) if tx is None else tx
+    return p, from_bitsandbytes(source, p, tx, **arguments)
