@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from optax_lamblion._destination import is_tied, put, struct, told_in_types, with_places
 from optax_lamblion._layout import refuse_layout
 from optax_lamblion._placement import KIND, abstract_state, memory_kind
-from optax_lamblion._recode import OURS, check_history, check_stored, fill, layout_in
+from optax_lamblion._recode import check_history, check_stored, fill, is_ours, layout_in
 from optax_lamblion._saved import Saved
 from optax_lamblion._trees import path_string
 
@@ -52,7 +52,7 @@ def convert_state(state, params, tx) -> Any:
 
     def convert(path, like):
         name = path_string(path)
-        if not isinstance(like, OURS):
+        if not is_ours(like):
             return put(saved.take(name, like.shape, like.dtype), like)
         source, _ = saved.source(name, like)
         return fill(like, source, layout_in(like))
@@ -111,7 +111,7 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
 
     def target(path, like):
         name = path_string(path)
-        if not isinstance(like, OURS):
+        if not is_ours(like):
             x = named.take(name, like.shape, like.dtype)
             return _as_saved(x, like)
         source, layout = named.source(name, like)
@@ -141,11 +141,6 @@ _CONVERT = (
     "convert the state: pass `convert=True` to `restore_target`, and what is restored to "
     "`convert_state(state, params, tx)`"
 )
-
-
-def is_ours(node) -> bool:
-    """Whether it is a state of Lion or LAMB."""
-    return isinstance(node, OURS)
 
 
 def _form(like, source, layout):

@@ -15,7 +15,6 @@ from pallas_kernels import dequantize, quantize
 from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.rules import LAMB_AMSGRAD
 
-OURS = (LionState, LambState)
 SLOTS = {slot.name: slot for slot in LAMB_AMSGRAD.slots}
 """Every slot that a state may have; Lion's only one is the first of LAMB's."""
 
@@ -39,6 +38,11 @@ class Source(NamedTuple):
     count: Any
     slots: dict[str, dict[str, Stored]]
     history: dict[str, Any] | None = None
+
+
+def is_ours(node) -> bool:
+    """Whether it is a state of Lion or LAMB."""
+    return isinstance(node, LionState | LambState)
 
 
 def fill(like, source, layout):

@@ -117,10 +117,7 @@ class Saved:
 
     def _only_state(self, prefix):
         """The path of the only state with momentum that there is."""
-        found = {
-            path.rpartition("mu")[0].rstrip("/")
-            for path in [name[: at.end()] for name in self._left for at in _MOMENTUM.finditer(name)]
-        }
+        found = {name[: at.start()] for name in self._left for at in _MOMENTUM.finditer(name)}
         found = {x for x in found if self._is_state(x)}
         found = {x for x in found if x.startswith(f"{prefix}/")} or found
         if len(found) != 1:

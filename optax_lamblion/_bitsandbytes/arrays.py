@@ -33,6 +33,23 @@ def is_checkpoint(tree):
     return isinstance(tree, dict) and "state" in tree and "param_groups" in tree
 
 
+def slots_of(entry):
+    """What there is of a parameter, without the layer that newer versions add."""
+    outside = {key: value for key, value in entry.items() if key != QUANT_STATE}
+    return {**outside, **entry.get(QUANT_STATE, {})}
+
+
+def parameter_numbers(checkpoint):
+    """The numbers of all parameters, in the order in which the optimizer got them."""
+    try:
+        return [number for group in checkpoint["param_groups"] for number in group["params"]]
+    except (KeyError, TypeError):
+        raise ValueError(
+            "The `param_groups` of the checkpoint do not say which `params` they have. Pass all of "
+            "what `optimizer.state_dict()` returned."
+        ) from None
+
+
 def as_arrays(checkpoint, *, order=None, saved_on=()):
     """A checkpoint with NumPy arrays for its tensors, and Python numbers for its numbers.
 
@@ -103,7 +120,7 @@ def _order(state, saved_on):
     loose, score = [], dict.fromkeys(ORDERS, 0)
     from_gpu = bool({*saved_on} - {"cpu"})
     for number, entry in state.items():
-        slots = {**entry, **entry.get(QUANT_STATE, {})}
+        slots = slots_of(entry)
         for slot, peaks in zip(SLOTS, ((0, 255), (255,)), strict=True):
             tensor: Any = slots.get(slot)
             if not _is_tensor(tensor) or tensor.is_contiguous():

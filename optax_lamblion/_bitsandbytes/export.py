@@ -8,9 +8,8 @@ import numpy as np
 
 from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
 from optax_lamblion._bitsandbytes.slots import adapts
-from optax_lamblion._conversion import is_ours
 from optax_lamblion._layout import Layout
-from optax_lamblion._recode import Stored, recode, stored_leaves
+from optax_lamblion._recode import Stored, is_ours, recode, stored_leaves
 from optax_lamblion._state import LionState
 from optax_lamblion._trees import first_names
 from pallas_kernels.codecs import decode, get_codec

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 
 from optax_lamblion._bitsandbytes import files
-from optax_lamblion._bitsandbytes.arrays import as_arrays
+from optax_lamblion._bitsandbytes.arrays import as_arrays, parameter_numbers
 from optax_lamblion._bitsandbytes.slots import MOMENTS, adapts, our_absmax, unpack
-from optax_lamblion._conversion import is_ours
 from optax_lamblion._destination import put, with_places
 from optax_lamblion._placement import abstract_state
-from optax_lamblion._recode import SLOTS, Source, Stored, fill, layout_in, stored_leaves
+from optax_lamblion._recode import SLOTS, Source, Stored, fill, is_ours, layout_in, stored_leaves
 from optax_lamblion._trees import first_names, path_string
 
 
@@ -154,13 +153,7 @@ def _names(names, params):
 def _entries(checkpoint, names):
     """The number and the entry of every parameter, by its path here."""
     state = checkpoint["state"]
-    try:
-        numbers = [i for group in checkpoint["param_groups"] for i in group["params"]]
-    except (KeyError, TypeError):
-        raise ValueError(
-            "The `param_groups` of the checkpoint do not say which `params` they have. Pass all of "
-            "what `optimizer.state_dict()` returned."
-        ) from None
+    numbers = parameter_numbers(checkpoint)
     if not isinstance(names, Mapping):
         if len(names) != len(numbers):
             raise ValueError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
+from optax_lamblion._bitsandbytes.arrays import slots_of
 from optax_lamblion._layout import Layout
 from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.codecs import decode, get_codec
@@ -63,8 +63,7 @@ def unpack(where, entry, names, block_size) -> Entry:
       names: The moments that are needed, `"mu"` and perhaps `"nu"`.
       block_size: Elements per scale; None asks the number of scales.
     """
-    entry = {**entry, **entry.get(QUANT_STATE, {})}
-    entry.pop(QUANT_STATE, None)
+    entry = slots_of(entry)
     unknown = sorted(map(str, entry.keys() - _KNOWN - _SCRATCH))
     if unknown:
         raise ValueError(

@@ -14,7 +14,7 @@ import numpy as np
 import optax_lamblion
 from optax_lamblion import StateOptions
 from optax_lamblion._bitsandbytes import files
-from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
+from optax_lamblion._bitsandbytes.arrays import parameter_numbers, slots_of
 from optax_lamblion.cli._errors import CommandError, require_extra
 from optax_lamblion.cli._output import Table, print_json, print_table
 from pallas_kernels.codecs import CODEC_NAMES
@@ -81,7 +81,7 @@ def _run(args):
     if not is_file:
         return _export(args, to_file)
     checkpoint = files.read(args.source, key=args.key, order=args.order)
-    names = _names(args.names) or [str(number) for number in _numbers(checkpoint)]
+    names = _names(args.names) or [str(number) for number in parameter_numbers(checkpoint)]
     _show(args, checkpoint, names)
     if args.target is None:
         return 0
@@ -114,20 +114,15 @@ def _names(path):
     return names
 
 
-def _numbers(checkpoint):
-    return [number for group in checkpoint["param_groups"] for number in group["params"]]
-
-
 def _entries(checkpoint):
-    """The slots of every parameter that has some, without the layer that newer versions add."""
+    """The number and the slots of every parameter that has some."""
     for number, entry in checkpoint["state"].items():
-        nested = entry.get(QUANT_STATE, {})
-        yield number, {**entry, **nested}
+        yield number, slots_of(entry)
 
 
 def _show(args, checkpoint, names):
     """A table of what a checkpoint holds."""
-    called = dict(zip(_numbers(checkpoint), names, strict=False))
+    called = dict(zip(parameter_numbers(checkpoint), names, strict=False))
     rows = []
     for number, entry in _entries(checkpoint):
         moments = [entry[key] for key in ("state1", "state2") if key in entry]
@@ -173,7 +168,7 @@ def _imported(args, checkpoint, names):
     family = "lamb" if any("state2" in entry for _, entry in _entries(checkpoint)) else "lion"
     bits = args.bits or (8 if any(x.dtype == np.uint8 for x in moments) else 32)
     options = StateOptions(block_size=args.block_size, codec=args.codec)
-    called = dict(zip(_numbers(checkpoint), names, strict=False))
+    called = dict(zip(parameter_numbers(checkpoint), names, strict=False))
     adapt = _transposer(args.transpose)
     params: dict[str, Any] = {}
     for number, entry in _entries(checkpoint):

@@ -70,7 +70,7 @@ def state_table(
     name: str, setting: Setting, rows: Sequence[OptimizerRow], reports: Mapping[str, StateReport]
 ) -> Table:
     """What the states weigh."""
-    reference = _footprint.report(OPTIMIZERS[_REFERENCE], setting).nbytes
+    reference = reports.get(_REFERENCE) or _footprint.report(OPTIMIZERS[_REFERENCE], setting)
     table = Table(
         f"Optimizer state for {name}: {setting.parameters:,} {setting.dtype} parameters",
         ["optimizer", "bytes", "bytes/param", "GiB", "device GiB", "host GiB", "% of AdamW"],
@@ -85,7 +85,7 @@ def state_table(
             _gib(report.nbytes),
             _gib(on_device),
             _gib(report.nbytes - on_device),
-            f"{100 * report.nbytes / reference:.0f}",
+            f"{100 * report.nbytes / reference.nbytes:.0f}",
             dimmed=not row.ours,
         )
     return table

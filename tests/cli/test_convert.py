@@ -145,3 +145,10 @@ def test_a_state_inside_of_a_checkpoint_is_exported(tmp_path, names):
     exported = files.read(target)
     assert loading.slots(exported)["state1"].shape == (64, 96)
     assert not np.any(loading.slots(exported)["absmax1"])
+
+
+def test_a_file_that_does_not_list_its_parameters_is_refused(capsys, tmp_path):
+    checkpoint = loading.read("lion8bit")
+    del checkpoint["param_groups"][0]["params"]
+    files.write(tmp_path / "x.safetensors", checkpoint)
+    assert "`param_groups`" in error(capsys, tmp_path / "x.safetensors")
