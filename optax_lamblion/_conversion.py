@@ -43,7 +43,7 @@ def convert_state(state, params, tx) -> Any:
       >>> tx = lion8bit(1e-4)
       >>> state = convert_state(state, params, tx)
       >>> state.mu["w"].dtype, list(state.layout)
-      (dtype('uint8'), ['power_256_v1'])
+      (dtype('uint8'), ['power_256_v2'])
       >>> updates, state = tx.update(params, state, params)
     """
     fresh = abstract_state(tx, params)

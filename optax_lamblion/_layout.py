@@ -15,7 +15,7 @@ from optax_lamblion._options import StateOptions
 from optax_lamblion._trees import path_string
 from pallas_kernels.codecs import CODEC_NAMES
 
-FORMAT = 1
+FORMAT = 2
 """Counts up when codes or scales of the same codec and block size come to mean something else."""
 
 
@@ -31,7 +31,7 @@ class Layout(NamedTuple):
 
     @property
     def entry(self) -> str:
-        """The name that stands for it in a state: `"power_256_v1"`."""
+        """The name that stands for it in a state: `"power_256_v2"`."""
         block = "tensor" if self.block_size is None else self.block_size
         return f"{self.codec}_{block}_v{FORMAT}"
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 
 from pallas_kernels import _dispatch, rules
-from pallas_kernels.hashing import Key
+from pallas_kernels.dither import Dither
 from pallas_kernels.step import Spec
 
 
@@ -18,7 +18,7 @@ class Leaf(NamedTuple):
     slots: tuple[Any, ...]
     absmaxes: tuple[Any, ...]
     scalars: rules.Scalars
-    key: Key
+    dither: Dither
 
 
 # Inner jits: steps of equal shape share one trace and one lowering.

@@ -130,7 +130,7 @@ def move(tree, space, late=False):
 
 
 class Filler:
-    """Makes constant arrays in host memory, and never more than a few pages of them on the device.
+    """Makes zeros in host memory, and never more than a few pages of them on the device.
 
     Args:
       page_bytes: The size of a page.
@@ -140,34 +140,34 @@ class Filler:
         self._page_bytes = page_bytes
         self._last: Any = None
 
-    def full(self, like, shape, value, dtype, sharding=None):
-        """An array in host memory, where the devices of the parameter `like` see it.
+    def zeros(self, like, shape, dtype, sharding=None):
+        """Zeros in host memory, where the devices of the parameter `like` see it.
 
         `sharding` is a `NamedSharding` on its mesh, if it has one.
         """
         if not is_traced():
             if sharding is None:
                 sharding = getattr(like, "sharding", None) or jnp.zeros(()).sharding
-            return full(sharding.with_memory_kind(KIND), shape, value, dtype)
+            return zeros(sharding.with_memory_kind(KIND), shape, dtype)
         # A compiled program makes a constant on the device. It goes to the host page by page, and
         # one after the other: all pages at once would be the whole state.
-        value = jnp.asarray(value, dtype)
+        zero = jnp.zeros((), dtype)
         if self._last is not None:
-            value, _ = lax.optimization_barrier((value, self._last))
+            zero, _ = lax.optimization_barrier((zero, self._last))
         if jax.typeof(like).sharding.mesh.size > 1:  # XLA divides it, if nobody cuts it
-            x = jnp.broadcast_to(value, shape)
+            x = jnp.broadcast_to(zero, shape)
             x = x if sharding is None else jax.sharding.reshard(x, sharding)
             self._last = jax.device_put(x, HOST)
             return self._last
-        size, page = math.prod(shape), self._page_bytes // value.dtype.itemsize
+        size, page = math.prod(shape), self._page_bytes // zero.dtype.itemsize
         # Rows, because elements beyond 2**31 cannot be counted.
         rows, width = (size // 256, 256) if size % 256 == 0 else (size, 1)
         if size <= page or rows >= 2**31:
-            x = jax.device_put(jnp.full(shape, value), HOST)
+            x = jax.device_put(jnp.full(shape, zero), HOST)
         else:
             x = jax.device_put(lax.empty((rows, width), dtype), HOST)
             for start in range(0, rows, page // width):
-                part = jnp.full((min(page // width, rows - start), width), value)
+                part = jnp.full((min(page // width, rows - start), width), zero)
                 x = lax.dynamic_update_slice(x, jax.device_put(part, HOST), (start, 0))
             x = x.reshape(shape)
         self._last = x
@@ -199,13 +199,13 @@ def mesh_sharding(p):
     return sharding if sharding.mesh.size > 1 and explicit else None
 
 
-def full(sharding, shape, value, dtype):
-    """An array of one value, with a sharding; no process has to hold all of it."""
+def zeros(sharding, shape, dtype):
+    """Zeros with a sharding; no process has to hold all of them."""
     if is_traced():
-        return jax.sharding.reshard(jnp.full(shape, value, dtype), sharding)
+        return jax.sharding.reshard(jnp.zeros(shape, dtype), sharding)
     if len(sharding.device_set) == 1:
-        return jax.device_put(np.full(shape, value, dtype), sharding)
-    part = np.full(sharding.shard_shape(shape), value, dtype)
+        return jax.device_put(np.zeros(shape, dtype), sharding)
+    part = np.zeros(sharding.shard_shape(shape), dtype)
     return jax.make_array_from_callback(shape, sharding, lambda index: part)
 
 

@@ -179,7 +179,7 @@ def state_report(state, params=None) -> StateReport:
       mu/w                 64x256  uint8    device  16,384
       mu_absmax/b          1       float32  device       4
       mu_absmax/w          64x1    float32  device     256
-      layout/power_256_v1  scalar  int32    device       4
+      layout/power_256_v2  scalar  int32    device       4
       total                        float32           1,284
       total                        int32                 8
       total                        uint8            16,384

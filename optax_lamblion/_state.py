@@ -17,10 +17,10 @@ from optax_lamblion._layout import layout_entry
 from optax_lamblion._pages import extent_of
 from optax_lamblion._placement import (
     Filler,
-    full,
     mesh_sharding,
     tied_to_device,
     which_are_paged,
+    zeros,
 )
 from optax_lamblion._splits import scales_sharding
 from optax_lamblion._trees import path_string
@@ -37,8 +37,13 @@ class LionState(NamedTuple):
       float32 leaf one unused zero. None if no leaf can be 8-bit.
     - `gnorm_history`: the last 100 squared gradient norms per leaf, float32, or None without
       percentile clipping.
-    - `layout`: what the codes mean, as the name of its only entry, such as `"power_256_v1"` (codec,
+    - `layout`: what the codes mean, as the name of its only entry, such as `"power_256_v2"` (codec,
       block size, format); the entry itself is an int32 zero. None in 32 bits.
+    - `skipped`: int32 scalar, the elements that were left alone in all steps because their gradient
+      was not finite; None without `StateOptions(count_skipped=True)`.
+
+    Zeros are a fresh state, for the whole of it or a part: `mu=jnp.where(part, 0, state.mu)` makes
+    that part begin anew.
     """
 
     count: Any
@@ -46,6 +51,7 @@ class LionState(NamedTuple):
     mu_absmax: Any = None
     gnorm_history: Any = None
     layout: Any = None
+    skipped: Any = None
 
 
 class LambState(NamedTuple):
@@ -64,6 +70,7 @@ class LambState(NamedTuple):
     nu_max_absmax: Any = None
     gnorm_history: Any = None
     layout: Any = None
+    skipped: Any = None
 
 
 class Form(NamedTuple):
@@ -71,7 +78,6 @@ class Form(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: Any
-    value: int = 0
 
 
 def init_state(
@@ -100,9 +106,7 @@ def init_state(
     def forms(p, keep):  # slots and scales
         if bits == 8 and not keep and math.prod(p.shape) >= max(min_8bit_size, 1):
             scales = Form(absmax_shape(p.shape, block_size), jnp.float32)
-            return [
-                (Form(p.shape, jnp.uint8, codec.zero_code), scales) for codec in codecs.values()
-            ]
+            return [(Form(p.shape, jnp.uint8), scales) for _ in codecs]
         # One zero where there are no blocks: a tree needs its leaves to stay shaped like the
         # parameters, and Orbax refuses arrays of size zero.
         slot = Form(p.shape, compute_dtype(p.dtype))
@@ -125,19 +129,19 @@ def init_state(
             axes = sharding if coded else NamedSharding(sharding.mesh, PartitionSpec())
             sharding = scales_sharding(axes, p.shape, form.shape, block_size)
         if on_host:
-            return filler.full(p, form.shape, form.value, form.dtype, sharding)
+            return filler.zeros(p, form.shape, form.dtype, sharding)
         if form.shape == p.shape:
-            return jnp.full_like(p, form.value, dtype=form.dtype)
+            return jnp.zeros_like(p, dtype=form.dtype)
         if sharding is not None:
-            return full(sharding, form.shape, form.value, form.dtype)
-        return jnp.full(form.shape, form.value, form.dtype)
+            return zeros(sharding, form.shape, form.dtype)
+        return jnp.zeros(form.shape, form.dtype)
 
     shardings = [x for x in map(mesh_sharding, leaves) if x is not None]
 
     def make_everywhere(shape, dtype):
         if not shardings:
             return jnp.zeros(shape, dtype)
-        return full(NamedSharding(shardings[0].mesh, PartitionSpec()), shape, 0, dtype)
+        return zeros(NamedSharding(shardings[0].mesh, PartitionSpec()), shape, dtype)
 
     fields: dict[str, Any] = {"count": make_everywhere((), jnp.int32)}
     for i, name in enumerate(codecs):
@@ -160,6 +164,8 @@ def init_state(
             params,
             stacked,
         )
+    if options.count_skipped:
+        fields["skipped"] = make_everywhere((), jnp.int32)
     if bits == 8:
         fields["layout"] = layout_entry(layout, make_everywhere)
     state = state_type(**fields)

@@ -13,7 +13,7 @@ from optax_lamblion._options import StateOptions
 from optax_lamblion._placement import DEVICE, HOST
 from optax_lamblion._splits import split_for, warn_of_cuts
 from pallas_kernels.places import is_divided
-from pallas_kernels.step import Spec, coded
+from pallas_kernels.step import Spec, Stepped, coded
 
 
 def step_leaves(leaves, paged, options, names):
@@ -26,7 +26,7 @@ def step_leaves(leaves, paged, options, names):
       names: Of the leaves.
 
     Returns:
-      By index of the leaf, `(out, slots, absmaxes)` as from `_dispatch.step`.
+      `Stepped` by index of the leaf.
     """
     here = [i for i, leaf in enumerate(leaves) if leaf is not None]
     if not here:
@@ -57,7 +57,7 @@ def step_leaves(leaves, paged, options, names):
     specs, given = tuple(x.spec for x in given), [x._replace(spec=None) for x in given]
     program = _Step(options, specs, tuple(names[i] for i in here), whole)
     slots = [leaf.slots[0] for leaf in given]
-    if any(spec.rule.trust_ratio for spec in specs):
+    if any(spec.rule.trust_ratio or spec.count_skipped for spec in specs):
         _mesh.check_norm_axes(slots, options.norm_axes)
     stepped = _mesh.on_shards(program, given, slots, options.norm_axes)
     return dict(zip(here, stepped, strict=True))
@@ -78,7 +78,7 @@ class _Step(NamedTuple):
     XLA cannot fetch a piece. It comes as a whole, this once."""
 
     def run(self, region, leaves):
-        """`(out, slots, absmaxes)` for every leaf."""
+        """`Stepped` for every leaf."""
         leaves = [
             leaf._replace(spec=spec if leaf.spec is None else leaf.spec)
             for leaf, spec in zip(leaves, self.of_leaves, strict=True)
@@ -130,7 +130,7 @@ class _Step(NamedTuple):
             spec = spec._replace(late=region.late)
             if spec.block_size is None and coded(leaf.slots[0]):
                 spec = spec._replace(absmax_axes=tuple(sorted(split.names)))
-            return leaf._replace(spec=spec, key=leaf.key._replace(place=place))
+            return leaf._replace(spec=spec, dither=leaf.dither._replace(place=place))
 
         return [
             local(*row) for row in zip(self.of_leaves, splits, region.places, leaves, strict=True)
@@ -141,12 +141,13 @@ class _Step(NamedTuple):
         pairs = [
             _like(
                 leaf,
+                spec.count_skipped,
                 wrap(split.spec),
                 wrap(split.scales_spec(_scales_shape(leaf))),
                 wrap(split.layers_spec),
                 wrap(PartitionSpec()),
             )
-            for split, leaf in zip(splits, leaves, strict=True)
+            for spec, split, leaf in zip(self.of_leaves, splits, leaves, strict=True)
         ]
         return [given for given, _ in pairs], [results for _, results in pairs]
 
@@ -157,7 +158,7 @@ class _Step(NamedTuple):
             block = spec.block_size if coded(leaf.slots[0]) else None
             of_leaf, of_scales, own = _mesh.factors(f"leaf{i}_", leaf.g.shape, block, devices)
             of_layers = ArrayMapping(of_leaf[0]) if leaf.g.ndim else ArrayMapping()
-            pair = _like(leaf, of_leaf, of_scales, of_layers, ArrayMapping())
+            pair = _like(leaf, spec.count_skipped, of_leaf, of_scales, of_layers, ArrayMapping())
             for mappings, tree in zip((operands, results), pair, strict=True):
                 mappings += jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, ArrayMapping))
             sizes |= own
@@ -166,22 +167,22 @@ class _Step(NamedTuple):
     def restore(self, mesh, leaves, results):
         """Results, divided as parameter (or gradient) and state are."""
 
-        def restore(leaf, out, *state):
-            likes = leaf.g if leaf.p is None else leaf.p, leaf.slots, leaf.absmaxes
+        def restore(leaf, stepped):
+            like = Stepped(leaf.g if leaf.p is None else leaf.p, leaf.slots, leaf.absmaxes)
             return jax.tree.map(
                 lambda x, like: _mesh.reshard(x, mesh, jax.typeof(like).sharding.spec),
-                (out, *state),
-                likes,
+                stepped,
+                like._replace(skipped=stepped.skipped),
             )
 
-        return [restore(leaf, *result) for leaf, result in zip(leaves, results, strict=True)]
+        return [restore(leaf, stepped) for leaf, stepped in zip(leaves, results, strict=True)]
 
 
 def _scales_shape(leaf):
     return next((a.shape for a in leaf.absmaxes if a is not None), ())
 
 
-def _like(leaf, of_leaf: Any, of_scales, of_layers, of_number):
+def _like(leaf, count, of_leaf: Any, of_scales, of_layers, of_number):
     """Trees like a leaf and like its results, of what stands for arrays of every kind."""
     slots = (of_leaf,) * len(leaf.slots)
     absmaxes = tuple(None if a is None else of_scales for a in leaf.absmaxes)
@@ -191,9 +192,9 @@ def _like(leaf, of_leaf: Any, of_scales, of_layers, of_number):
         slots=slots,
         absmaxes=absmaxes,
         scalars=jax.tree.map(lambda x: of_layers if jnp.ndim(x) else of_number, leaf.scalars),
-        key=jax.tree.map(lambda _: of_number, leaf.key),
+        dither=jax.tree.map(lambda _: of_number, leaf.dither),
     )
-    return given, (of_leaf, slots, absmaxes)
+    return given, Stepped(of_leaf, slots, absmaxes, of_number if count else None)
 
 
 def _extent(leaf, whole):

@@ -19,7 +19,7 @@ from optax_lamblion._placement import DEVICE, HOST, move
 from pallas_kernels.blocks import as_rows
 from pallas_kernels.dtypes import promote
 from pallas_kernels.pieces import GRAIN
-from pallas_kernels.step import Spec, ratio, sum_of_grains
+from pallas_kernels.step import Spec, Stepped, ratio, sum_of_grains
 
 
 class Plan(NamedTuple):
@@ -41,7 +41,7 @@ def run(plan: Plan, region, leaves):
       leaves: `Leaf` without `spec`.
 
     Returns:
-      For every leaf `(out, slots, absmaxes)` as from `_dispatch.step`, state on the host.
+      `Stepped` for every leaf, state on the host.
     """
     in_pieces = {part.leaf for page in plan.pages for part in page if part.phase != "whole"}
     streams: list[Any] = []
@@ -66,7 +66,7 @@ def run(plan: Plan, region, leaves):
             given = [stream.leaf(*state) for stream, state in zip(here, fetched, strict=True)]
             numbers = [part.leaf for part in page]
             results = _together.step(given, plan.implementation, region, numbers)
-            done = [x.take(*result) for x, result in zip(here, results, strict=True)]
+            done = [x.take(result) for x, result in zip(here, results, strict=True)]
         else:
             done = [here[0].step(page[0], *fetched[0])]
         stepped.append([x for arrays in done for x in arrays])
@@ -105,6 +105,7 @@ class _Whole:
         self._leaf, self._late = leaf, late
         self.state, self.grad = (leaf.slots, leaf.absmaxes), None
         self.target: Any = None
+        self._skipped: Any = None
 
     def read(self, part):
         """Slots and scales, on the host."""
@@ -114,17 +115,18 @@ class _Whole:
         """It, with slots and scales on the device."""
         return self._leaf._replace(slots=slots, absmaxes=absmaxes)
 
-    def take(self, target, *state):
+    def take(self, stepped):
         """Takes what its step has made. Returns what is there when it is done."""
-        spec, self.target = self._leaf.spec, target
+        spec, self.target, self._skipped = self._leaf.spec, stepped.out, stepped.skipped
+        state = stepped.slots, stepped.absmaxes
         self.state = move(state, HOST, self._late)
         # Signs are all that is left of a step of Lion: it is as well if their use comes later.
         left = [] if spec.rule.from_old and spec.emit == "updates" else [self]
         return [*left, *jax.tree.leaves(state)]
 
     def result(self):
-        """`(out, slots, absmaxes)`."""
-        return self.target, *self.state
+        """`Stepped`."""
+        return Stepped(self.target, *self.state, self._skipped)
 
 
 class _InPieces:
@@ -142,6 +144,7 @@ class _InPieces:
         self.state = tuple(as_rows(x, block) for x in leaf.slots), absmaxes
         self._block = block
         self._sums: list[Any] = []
+        self._skipped: list[Any] = []
         self._ratio: Any = None
         g, p, to_params = leaf.g, leaf.p, spec.emit == "params"
         out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
@@ -157,7 +160,7 @@ class _InPieces:
 
     def step(self, part, slots, absmaxes):
         """Steps a part, from slots and scales on the device. Returns what is there then."""
-        _, _, p, _, _, s, key = self._leaf
+        _, _, p, _, _, s, dither = self._leaf
         # What is being written is passed on as that alone.
         g = self.target if self._over == "g" else self.grad
         p = None if self._over == "p" else p
@@ -173,10 +176,12 @@ class _InPieces:
             return [self]
         if part.phase == "moments":
             p = self.target if self._over == "p" else p
-            *state, sums = self._call["moments_piece"](g, p, start, *state, s, key)
+            *state, sums, skipped = self._call["moments_piece"](g, p, start, *state, s, dither)
             self._sums.append(sums)
         else:
-            self.target, *state = self._call["step_piece"](g, p, self.target, start, *state, s, key)
+            step = self._call["step_piece"]
+            self.target, *state, skipped = step(g, p, self.target, start, *state, s, dither)
+        self._skipped.append(skipped)
         self.state = jax.tree.map(
             lambda x, piece: lax.dynamic_update_slice_in_dim(
                 x, piece.reshape(-1, *x.shape[1:]), self._range(part, x)[0], 0
@@ -193,10 +198,14 @@ class _InPieces:
         return part.begin * unit, min(part.end * unit, x.shape[0])
 
     def result(self):
-        """`(out, slots, absmaxes)`."""
+        """`Stepped`."""
         leaf = self._leaf
+        skipped = None
+        if leaf.spec.count_skipped:
+            skipped = self._region.total([0], [sum(self._skipped)])[0]
         shapes = leaf.slots, leaf.absmaxes
         if leaf.spec.emit == "updates":
             # Or XLA makes one pass of the last piece and of what uses the update, and a copy.
             self.target = lax.optimization_barrier(self.target)
-        return self.target, *jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, shapes)
+        state = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, shapes)
+        return Stepped(self.target, *state, skipped)

@@ -23,7 +23,7 @@ from optax_lamblion._steps import step_leaves
 from optax_lamblion._trees import bools_like, path_string
 from pallas_kernels import rules
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.hashing import Key, mix
+from pallas_kernels.dither import Dither
 from pallas_kernels.step import Spec
 
 
@@ -88,7 +88,15 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
 
     def spec(decays, emit, stacked):
         decay = ("decoupled" if c.adam_w_mode else "coupled") if decays else None
-        return Spec(c.rule, tuple(codecs.values()), block_size, decay, emit, stacked=stacked)
+        return Spec(
+            c.rule,
+            tuple(codecs.values()),
+            block_size,
+            decay,
+            emit,
+            stacked=stacked,
+            count_skipped=options.count_skipped,
+        )
 
     def init(params):
         if c.paged:
@@ -121,7 +129,6 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             refuse_multi_steps()
         count: Any = optax.safe_increment(state.count)
         scalars = _scalars(c, state.count, count)
-        key = mix(count.astype(jnp.uint32))
 
         paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(
             updates, is_leaf=lambda x: x is None
@@ -157,9 +164,9 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             used = tuple(
                 a if x.dtype == jnp.uint8 else None for a, x in zip(old_absmaxes, old, strict=True)
             )
-            leaf_key = Key(key, jnp.uint32(zlib.crc32(name.encode())))
+            dither = Dither(count.astype(jnp.uint32), jnp.uint32(zlib.crc32(name.encode())))
             static = spec(decay is not False, "params" if apply else "updates", stacked)
-            return Leaf(static, g, p, old, used, s, leaf_key)
+            return Leaf(static, g, p, old, used, s, dither)
 
         paths = [path_string(path) for path, _ in paths_and_grads]
         grads = [g for _, g in paths_and_grads]
@@ -189,7 +196,8 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
         if c.paged:
             paged = leaves(_state.paged_leaves(c.rule, state, block_size, options))
         outs: list[Any] = [None] * len(grads)
-        for i, (out, slots[i], new) in step_leaves(given, paged, options, paths).items():
+        stepped = step_leaves(given, paged, options, paths)
+        for i, (out, slots[i], new, _) in stepped.items():
             outs[i] = Applied(out) if apply else out
             # A leaf without codes keeps what stands for its scales.
             absmaxes[i] = tuple(
@@ -203,6 +211,8 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
                 fields[absmax] = treedef.unflatten([x[i] for x in absmaxes])
         if clipping:
             fields["gnorm_history"] = treedef.unflatten(histories)
+        if options.count_skipped:
+            fields["skipped"] = _add_up(state.skipped, [x.skipped for x in stepped.values()])
         return treedef.unflatten(outs), c.state_type(**fields)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -230,6 +240,16 @@ def _scalars(c, count, next_count):
         ratio_low=low,
         ratio_high=high if c.max_unorm is None else 1.0,
     )
+
+
+def _add_up(skipped, of_leaves):
+    """The count of skipped elements, of all steps; it stays at the largest int32."""
+    largest = jnp.iinfo(jnp.int32).max
+    # Leaf by leaf, as a float32 number can be too large for an int32 and is exact up to 2**24.
+    for x in of_leaves:
+        x = jnp.where(x < 2.0**31, x, 0).astype(jnp.int32) + jnp.where(x < 2.0**31, 0, largest)
+        skipped = jnp.where(skipped > largest - x, largest, skipped + x)
+    return skipped
 
 
 def _decay_mask(mask, params):

@@ -24,25 +24,26 @@ _OLDEST = 8.0
 """The compute capability that the instructions of the kernels need."""
 
 
-def step(spec: Spec, g, p, slots, absmaxes, s, key, implementation=None):
+def step(spec: Spec, g, p, slots, absmaxes, s, dither, implementation=None):
     """One optimizer step of one leaf, see `xla.step`, by the implementation that fits."""
-    arrays = g, p, slots, absmaxes, s, _needed(spec, key)
+    arrays = g, p, slots, absmaxes, s, dither
     return _choose_for_leaf(spec, g, p, slots, implementation, mosaic.step, xla.step, arrays)
 
 
-def moments(spec: Spec, g, p, slots, absmaxes, s, key, implementation=None):
+def moments(spec: Spec, g, p, slots, absmaxes, s, dither, implementation=None):
     """The new state of a leaf, of which other devices have parts.
 
     Returns:
-      `(slots, absmaxes, sums, of_tiles)`: see `xla.moments` and `mosaic.moments`.
+      `(slots, absmaxes, sums, of_tiles, skipped)`: see `mosaic.moments`.
     """
 
     def general(spec, g, p, slots, *others):
         unknown = mosaic.unknown_tiles(spec, g, p, slots) if may_be_kernel else None
-        return *xla.moments(spec, g, p, slots, *others), unknown
+        *halfway, skipped = xla.moments(spec, g, p, slots, *others)
+        return *halfway, unknown, skipped
 
     may_be_kernel = _why_not_leaf(spec, g, p, slots) is None
-    arrays = g, p, slots, absmaxes, s, _needed(spec, key)
+    arrays = g, p, slots, absmaxes, s, dither
     return _choose_for_leaf(spec, g, p, slots, implementation, mosaic.moments, general, arrays)
 
 
@@ -77,20 +78,15 @@ def _why_not_layers(spec, g):
     return None
 
 
-def _needed(spec, key):
-    """The key if a step rounds at random, or None: then XLA need not make it."""
-    return key if any(slot.second_moment for slot in spec.rule.slots) else None
-
-
-def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key, implementation=None):
+def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, dither, implementation=None):
     """The step of a piece of a leaf, see `xla.step_piece`."""
-    arrays = g, p, target, start, slots, absmaxes, s, _needed(spec, key)
+    arrays = g, p, target, start, slots, absmaxes, s, dither
     return _choose_for_piece("step_piece", spec, g, target, slots, implementation, arrays)
 
 
-def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key, implementation=None):
+def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, dither, implementation=None):
     """The new state of a piece of a leaf, see `xla.moments_piece`."""
-    arrays = g, p, start, slots, absmaxes, s, _needed(spec, key)
+    arrays = g, p, start, slots, absmaxes, s, dither
     return _choose_for_piece("moments_piece", spec, g, p, slots, implementation, arrays)
 
 

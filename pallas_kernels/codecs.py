@@ -1,14 +1,15 @@
 """What an 8-bit code means: encoding to the rungs of a ladder, decoding, and the codecs by name.
 
-A codec is a ladder of levels (see `ladders`). A signed one uses it twice, mirrored about the code
-of zero. `encode` and `decode` are written once for all of them, and so is stochastic rounding.
+A codec is a ladder of levels (see `ladders`). A signed one uses it twice, mirrored about zero; its
+codes are rungs in two's complement, so that byte 0 is zero in every codec, and zeros are a fresh
+state. `encode` and `decode` are written once for all of them.
 
 Like the ladders, they use only `jax.numpy` operations that also exist inside GPU kernels.
 """
 
 import jax.numpy as jnp
 
-from pallas_kernels.ladders import Codec, dynamic, power
+from pallas_kernels.ladders import ROUND, Codec, dynamic, power
 
 
 def decode(codec, codes, dtype=jnp.float32):
@@ -33,13 +34,12 @@ def _with_sign(codec, level, rung):
 
 
 def _rung(codec, codes):
+    """The rung of every code, with the sign of the value."""
     if codes.dtype == jnp.uint8:
-        rung = codes.astype(jnp.float32)
-        return rung - codec.zero_code if codec.zero_code else rung
+        rung = (codes.astype(jnp.int8) if codec.signed else codes).astype(jnp.float32)
+        return jnp.where(rung == -128, 128, rung) if codec.signed and codec.top == 128 else rung
     # The absolute value keeps XLA from undoing the addition that has rounded, as `round_to` says.
-    number = jnp.abs(codes.view(jnp.float32))
-    rung = number - (2.0**23 + codec.zero_code) * codec.quantum
-    return rung if codec.quantum == 1 else rung * (1 / codec.quantum)
+    return jnp.abs(codes.view(jnp.float32)) - ROUND
 
 
 def storable(codec, values):
@@ -57,7 +57,7 @@ def as_bytes(codes):
     return codes.astype(jnp.uint8)
 
 
-def encode(codec, values, scale, height=None, *, keep_nonzero=False):
+def encode(codec, values, prepared, *, keep_nonzero=False):
     """The codes of values, elementwise, as the bits of a float32 number that ends with the code.
 
     What decodes takes these int32 numbers as they are, and `as_bytes` makes bytes of them.
@@ -65,43 +65,26 @@ def encode(codec, values, scale, height=None, *, keep_nonzero=False):
     Args:
       codec: A `Codec`.
       values: Array, not negative if the codec is unsigned.
-      scale: `codec.scale` of the block's absmax.
-      height: Where in the gap between two neighbouring levels rounding turns upwards. None rounds
-        to the nearest level; an array of uniform random numbers between 1, the bottom of the gap,
-        and 2 rounds without bias.
+      prepared: What `codec.prepare` says of the block of every element.
       keep_nonzero: Store what is not zero at least on the first rung. For second moments, by whose
         root a step divides: one that is rounded to zero blows the update up.
+
+    Returns:
+      `(codes, roots)`: the roots are those of `decode_raw_root`, if they are at hand, or None.
     """
-    if height is not None:
-        return encode_at_random(codec, values, scale, height, keep_nonzero=keep_nonzero)[0]
     magnitude = jnp.abs(values) if codec.signed else values
-    rung = codec.nearest(magnitude, scale)
-    if keep_nonzero:
-        rung = jnp.where(magnitude > 0, jnp.maximum(rung, codec.quantum), rung)
-    return _as_number(codec, values, rung)
-
-
-def encode_at_random(codec, values, scale, height, *, keep_nonzero=False):
-    """`encode` with a `height`: the codes, and the roots of the levels that they stand for."""
-    magnitude = jnp.abs(values) if codec.signed else values
-    y = (magnitude * scale).astype(jnp.float32)
-    rung, low, high = codec.bracket(y)
-    # If it has to keep what is not zero, rounding turns upwards right above the lowest rung.
-    top = jnp.where(rung == 0, 0, high.height) if keep_nonzero else high.height
-    up = y > (2 * low.height - top) + height * (top - low.height)
-    codes = _as_number(codec, values, jnp.where(up, rung + codec.quantum, rung))
-    return codes, jnp.where(up, high.root, low.root)
-
-
-def _as_number(codec, values, rung):
-    if codec.negative_never_zero:  # a rung that is not rounded yet may be bounded all the same
-        rung = jnp.where(values < 0, jnp.maximum(rung, codec.quantum), rung)
+    if codec.negative_never_zero:
+        keep = values != 0 if keep_nonzero else values < 0
+    else:
+        keep = magnitude > 0 if keep_nonzero else None
+    least = 0.0 if keep is None else keep.astype(jnp.float32)
+    rung, root = codec.climb(magnitude, least, *prepared)
     if codec.signed:
         rung = with_sign_of(values.astype(jnp.float32), rung)
-    number = rung + (2.0**23 + codec.zero_code) * codec.quantum
-    if codec.signed and codec.top > codec.zero_code:  # the top has no code on the negative side
-        number = jnp.maximum(number, 2.0**23 * codec.quantum)
-    return number.view(jnp.int32)
+    number = rung + ROUND
+    if codec.signed and codec.top == 128:  # the top has no code on the negative side
+        number = jnp.maximum(number, ROUND - 127)
+    return number.view(jnp.int32), root
 
 
 def with_sign_of(x, size):

@@ -1,10 +1,10 @@
 """The ladders of levels behind the codecs: powers, and bitsandbytes' dynamic map.
 
 A ladder is a row of magnitudes, from 0 on rung 0 to exactly 1 on rung `top`. `level(rung)` says how
-high a rung is. Two functions lead back, from a magnitude `x` and what `scale(absmax)` says of its
-block. `nearest(x, scale)` is a number that rounds to the rung nearest to `x / absmax`; the rounding
-costs nothing, as making a byte of it rounds anyway. `bracket(y)` is the rung at or below
-`y = x / absmax` with the levels around `y`, as stochastic rounding wants it.
+high a rung is. The way back is in two steps, because much of it is the same for all elements of a
+block: `prepare(absmax, u)` works that out, and `climb(x, *prepared)` names the rung for a magnitude
+`x`. Between two levels it is the upper one where `x / absmax` lies above the share `u` of the gap:
+`u = 1/2` rounds to the nearest level, an evenly spread `u` without bias.
 
 Only `jax.numpy` operations that also exist inside GPU kernels are used: no tables, no `floor`, no
 `cbrt`. There, one instruction per element more is three percent of a step.
@@ -15,39 +15,40 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+NEAREST = 0.5
+"""The `u` that rounds to the nearest level."""
 
-class Level(NamedTuple):
-    """How high a rung is, and the square root of that."""
 
-    height: Any
-    root: Any
+class Climbed(NamedTuple):
+    """Where a magnitude is stored: its rung, and, if it is at hand, `raw_root` of the rung."""
+
+    rung: Any
+    root: Any = None
 
 
 class Codec(NamedTuple):
     """A map between 256 codes and the values in [-1, 1] (signed) or [0, 1] (unsigned).
 
-    Rungs are whole numbers in float32, which spares the conversions to and from integers.
+    Rungs are whole numbers in float32, which spares the conversions to and from integers. The code
+    of a value is its rung, negative if the value is, as a byte (two's complement): byte 0 is zero.
 
     - `level` is strictly increasing on `0..top`; `level(0) == 0` and `level(top) == 1` exactly.
-    - `scale(absmax)` is what `nearest` wants to know of a block, computed once for the block: here
-      1 / absmax, or 0 for a block of zeros.
-    - `nearest(x, scale)`, for `x` from 0 to absmax, is less than 1/2 from the rung whose level is
-      nearest to `x / absmax`.
-    - `bracket(y)`, for `y` from 0 to a rounding error above 1, is `(rung, low, high)`: the last
-      rung whose level is not above `y`, but for a rounding error, its `Level`, and that of the
-      next. (A ladder for kernels may have another `top_level` than 1; its `scale` makes up for it.)
+    - `prepare(absmax, u)` is a tuple of what `climb` wants to know of a block: arrays like `absmax`
+      and numbers. `u` is an array of numbers between 0 and 1, or `NEAREST`.
+    - `climb(x, least, *prepared)`, for `x` from 0 to absmax, is the `Climbed` of it: a number from
+      0 to `top` (but for less than 1/2) that rounds to the rung for `x`. The rounding costs
+      nothing, as making a byte of it rounds anyway. `least` is the lowest rung for `x`, 0 or 1.
     - `raw(rung) * unit` is `level(rung)` and `raw_root(rung) * sqrt(unit)` its square root, but for
       rounding errors: cheaper where `unit` can be made part of a block's scale.
-    - A value on a rung has the code `zero_code + rung`, or `zero_code - rung` if it is negative; on
-      the negative side a ladder ends at code 0, where it may lack its top.
     """
 
     name: str
     signed: bool
-    zero_code: int
-    """The code whose value is exactly 0; fresh state is filled with it."""
     top: int
-    """The rung of magnitude 1."""
+    """The rung of magnitude 1. If it is 128, a signed ladder ends at rung -127 on the other side,
+    and byte 128 is the top."""
+    dithered: bool
+    """Whether moments are rounded by `dither`, or else to the nearest level."""
     negative_never_zero: bool
     """Negative values are never stored as zero (the sign rule of bitsandbytes' signed map)."""
     odd: bool
@@ -56,13 +57,8 @@ class Codec(NamedTuple):
     raw: Callable
     raw_root: Callable
     unit: float
-    scale: Callable
-    nearest: Callable
-    bracket: Callable
-    quantum: float = 1.0
-    """What `nearest` and `bracket` count rungs in: a power of two."""
-    top_level: float = 1.0
-    """What `bracket` calls the level of the top rung."""
+    prepare: Callable
+    climb: Callable
 
 
 def inverse(absmax):
@@ -70,37 +66,31 @@ def inverse(absmax):
     return jnp.where(absmax >= TINY, 1 / absmax, 0)
 
 
-def _float32(x):
-    return x.astype(jnp.float32)
-
-
 TINY = 2.0**-126
-_ROUND = 1.5 * 2.0**23
+ROUND = 1.5 * 2.0**23
+"""A number added to it ends with the number as a byte, in two's complement, and is rounded."""
 
 
-def round_to(x, quantum=1.0):
-    """The multiple of `quantum`, a power of two, nearest to `x`, for less than 2**22 of them."""
-    # Float32 numbers of this size are multiples. Two additions cost a GPU less than `jnp.round`,
+def round_to(x):
+    """The whole number nearest to `x`, for less than 2**22."""
+    # Float32 numbers of this size are whole. Two additions cost a GPU less than `jnp.round`,
     # and the absolute value of a positive number costs nothing. Without it, the XLA of jax 0.11.2
     # would add up the two constants.
-    return jnp.abs(x + _ROUND * quantum) - _ROUND * quantum
+    return jnp.abs(x + ROUND) - ROUND
 
 
-def floor_to(x, quantum=1.0):
-    """The multiple of `quantum` below `x >= 0`, or either neighbour of an `x` that is one."""
+def floor_to(x):
+    """The whole number below `x >= 0`, or either neighbour of an `x` that is one."""
     # The absolute value changes no result, and keeps the constants apart (see `round_to`).
-    return round_to(jnp.abs(x - quantum / 2), quantum)
+    return round_to(jnp.abs(x - 0.5))
 
 
-def _nearest_by_levels(bracket):
-    """`nearest` for any ladder, from `bracket`."""
+def _scale_and_u(absmax, u):
+    return inverse(absmax), u
 
-    def nearest(x, scale):
-        y = _float32(x * scale)
-        rung, low, high = bracket(y)
-        return jnp.where(y > 0.5 * (low.height + high.height), rung + 1, rung)
 
-    return nearest
+def _normalized(x, scale):
+    return (x * scale.astype(x.dtype)).astype(jnp.float32)
 
 
 # --------------------------------------------------------------------------------------- power
@@ -109,7 +99,7 @@ def _nearest_by_levels(bracket):
 def _cube_root(y):
     """The cube root of `y >= 0`, 0.04 to 0.36 % too large, without a division.
 
-    That it errs to one side, and by less than half a rung in 127, is what `_nearest_cube` needs.
+    That it errs to one side, and by less than half a rung in 127, is what `_climb_cubes` needs.
     Exponent arithmetic on the bits gives the inverse root to 3.5 %, one Newton step the rest; its
     constants are fitted, as Newton's own would leave an error to the other side.
     """
@@ -123,57 +113,31 @@ def _cube_root(y):
 _CBRT_MAGIC = 0x548E0000
 _CBRT_A, _CBRT_B = 1.48580509, 0.51277594
 
-_ROOTS = {
-    1: lambda y: y,
-    2: jnp.sqrt,
-    3: _cube_root,
-    4: lambda y: jnp.sqrt(jnp.sqrt(y)),
-    8: lambda y: jnp.sqrt(jnp.sqrt(jnp.sqrt(y))),
-}
 
-
-def power(signed, exponent, name="power", root=None):
-    """The codec with levels `(rung / n) ** exponent`, n = 127 signed and 255 unsigned.
-
-    `root` overrides how the root of that exponent is taken: it may be up to 0.39 % too large for
-    exponent 3, and is off by rounding errors only for the others.
-    """
+def power(signed, exponent, name="power"):
+    """The codec with levels `(rung / n) ** exponent`, n = 127 signed and 255 unsigned."""
     top = 127 if signed else 255
-    root = root or _ROOTS[exponent]
+    prepare, climb = {1: _evenly, 3: _cubes, 8: _eighth_powers}[exponent](top)
 
     def level(rung):
         # rung * (1 / top) is exactly 1 at the top for 127 and 255, in float32.
         return _power(rung * (1 / top), exponent)
 
-    def bracket(y):
-        y = jnp.minimum(y, 1) if exponent == 1 else y  # its gaps do not hold a rounding error
-        rung = floor_to(top * root(y))
-        if exponent == 3:  # whose root may be too large
-            rung = jnp.where(y < level(rung), rung - 1, rung)
-        step = 1 / top
-        return rung, power_level(rung * step, exponent), power_level((rung + 1) * step, exponent)
-
-    nearest = {
-        1: lambda x, scale: jnp.minimum(top * _float32(x * scale), top),
-        3: lambda x, scale: _nearest_cube(_float32(x * scale), root, top),
-    }.get(exponent, _nearest_by_levels(bracket))
-    half = exponent // 2
     return Codec(
         name=name,
         signed=signed,
-        zero_code=128 if signed else 0,
         top=top,
+        dithered=True,
         negative_never_zero=False,
         odd=exponent % 2 == 1,
         level=level,
         raw=lambda rung: _power(rung, exponent),
         raw_root=lambda rung: (
-            jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, half)
+            jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, exponent // 2)
         ),
         unit=float(top) ** -exponent,
-        scale=inverse,
-        nearest=nearest,
-        bracket=bracket,
+        prepare=prepare,
+        climb=lambda x, least, scale, *of_u: Climbed(climb(_normalized(x, scale), least, *of_u)),
     )
 
 
@@ -181,23 +145,45 @@ def _power(x, exponent):
     return x if exponent == 1 else x**exponent
 
 
-def power_level(x, exponent):
-    """The `Level` of height `x ** exponent`."""
-    if exponent % 2:
-        height = _power(x, exponent)
-        return Level(height, jnp.sqrt(height))
-    root = _power(x, exponent // 2)
-    return Level(root * root, root)
+def _bounded(rung, least, most):
+    rung = jnp.minimum(rung, most)
+    return rung if isinstance(least, float) else jnp.maximum(rung, least)
 
 
-def _nearest_cube(y, root, top):
-    """The rung of the cube nearest to `y`."""
-    # Rounding the root names the nearest rung or the one above it, because the middle between two
-    # cubes lies above the cube of the middle. That middle, ((r - 1)**3 + r**3) / 2, decides.
-    unit = 1 / top**3
-    rung = round_to(top * root(y))
-    middle = ((unit * rung - 1.5 * unit) * rung + 1.5 * unit) * rung - 0.5 * unit
-    return jnp.where(y <= middle, rung - 1, rung)
+def _evenly(top):
+    def climb(y, least, u):
+        return _bounded(top * y + (0.5 - u), least, top)
+
+    return _scale_and_u, climb
+
+
+def _cubes(top):
+    unit = top**-3
+
+    def prepare(absmax, u):
+        return inverse(absmax), 0.5 - u, unit * (1 - u)
+
+    def climb(y, least, half, rest):
+        # The rung that goes by the root alone is the right one or the one above it, because the
+        # root is taken too large, and a share of the gap between two cubes lies above the cube of
+        # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
+        rung = round_to(top * _cube_root(y) + half)
+        slope = 3 * rest
+        turn = ((unit * rung - slope) * rung + slope) * rung - rest
+        return _bounded(jnp.where(y <= turn, rung - 1, rung), least, top)
+
+    return prepare, climb
+
+
+def _eighth_powers(top):
+    def climb(y, least, u):
+        # Of a `y` that lies on a rung but for rounding errors, the rung below it leads there, too.
+        rung = floor_to(top * jnp.sqrt(jnp.sqrt(jnp.sqrt(y))))
+        rung = _bounded(rung, least, top - 1)
+        low, high = (rung * (1 / top)) ** 8, ((rung + 1) * (1 / top)) ** 8
+        return jnp.where(y > low + u * (high - low), rung + 1, rung)
+
+    return _scale_and_u, climb
 
 
 # ------------------------------------------------------------------------------------- dynamic
@@ -240,8 +226,7 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         scaled = y * (five_to_7_minus(decade) * (most / 0.9 / 5))
         return count, scaled - count * (1 / 9)
 
-    def nearest(x, scale):
-        y = _float32(x * scale)
+    def nearest(y):
         count, parts = place(y)
         # Levels are the middles of the parts. Below the first one of a decade the spacing changes,
         # and so does the height at which the level below is as near.
@@ -249,27 +234,30 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         j = jnp.where(parts < turn, -1.0, floor_to(parts))
         return jnp.where(y > 1 - 0.225 / most, top, count + j - shift)
 
-    def bracket(y):
-        y = jnp.minimum(y, 1)
+    def climb(x, least, scale, u):
+        y = _normalized(x, scale)
+        if isinstance(u, float) and u == NEAREST:
+            return Climbed(jnp.maximum(nearest(y), least))
+        y = jnp.minimum(y, 1)  # a reciprocal may be too large, and there is no rung above the top
         count, parts = place(y)
-        rung = jnp.where(y >= 1, top, count + (round_to(parts) - (1 + shift)))
-        levels = level(rung), level(rung + 1)
-        return rung, *(Level(height, jnp.sqrt(height)) for height in levels)
+        rung = jnp.minimum(count + (round_to(parts) - (1 + shift)), top - 1)
+        low, high = level(rung), level(rung + 1)
+        rung = jnp.where(y > low + u * (high - low), rung + 1, rung)
+        return Climbed(jnp.maximum(rung, least))
 
     return Codec(
         name="dynamic",
         signed=signed,
-        zero_code=127 if signed else 0,
         top=top,
+        dithered=False,
         negative_never_zero=signed,
         odd=False,
         level=level,
         raw=level,
         raw_root=lambda rung: jnp.sqrt(level(rung)),
         unit=1.0,
-        scale=inverse,
-        nearest=nearest,
-        bracket=bracket,
+        prepare=_scale_and_u,
+        climb=climb,
     )
 
 

@@ -2,18 +2,21 @@
 
 Called for every tile with what it may read, write, and newly write, and with what takes the sums of
 every tile. What they compute is that of `step`, `rules` and `codecs`, as everywhere.
+
+Nearly always all elements of a tile can be stepped. The new scales, which are needed anyway, tell:
+so the general way, which asks every element, is taken by tiles that have something to skip.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from pallas_kernels import step as shared
-from pallas_kernels.codecs import as_bytes, encode, encode_at_random
-from pallas_kernels.hashing import mix, place_of, uniform_at, whole_key
+from pallas_kernels.codecs import as_bytes, encode
 
-UPDATE, PARAM, GRADIENT = range(3)
-"""The sums of squares that a first pass of LAMB leaves."""
+SKIPPED, UPDATE, PARAM = range(3)
+"""The sums that a first pass leaves: elements that it skipped, and squares for the trust ratio."""
 
 
 class State(NamedTuple):
@@ -23,130 +26,183 @@ class State(NamedTuple):
     absmaxes: tuple[Any, ...]
 
 
-def step_body(spec, tile, s, key, read, written, out, sums):
+def step_body(spec, tile, s, dither, read, written, out, sums):
     """New moments, and parameters that have made their step."""
-    given = _load(spec, tile, s, read["g"], written["p"], written["state"])
-    mixed = spec.rule.direction(given.g, given.old, s)
-    p = given.p + shared.signed_step(spec, mixed, given.usable, given.p, s)
-    _new_moments(spec, tile, s, key, given, written["state"])
-    tile.store(written["p"], p.astype(written["p"].dtype))
+    state = written["state"]
+
+    def write(step):
+        tile.store(written["p"], (given.p + step).astype(written["p"].dtype))
+
+    def finish(new, _):
+        if spec.rule.from_old:
+            write(shared.signed_step(spec, given.mixed, new.usable, given.p, s))
+        stored = _store_moments(spec, tile, dither, new, state)
+        if not spec.rule.from_old:
+            write(s.step_size * _direction(spec, tile, *stored, new.usable, given.p, s))
+        _count(tile, new, sums)
+
+    given = _load(spec, tile, s, read["g"], written["p"], state)
+    _by_usability(spec, tile, s, given, finish)
 
 
-def signs_body(spec, tile, s, key, read, written, out, sums):
+def signs_body(spec, tile, s, dither, read, written, out, sums):
     """New moments, and the signs of the step."""
-    given = _load(spec, tile, s, read["g"], read["p"], written["state"])
-    mixed = spec.rule.direction(given.g, given.old, s)
-    _new_moments(spec, tile, s, key, given, written["state"])
-    tile.store(out["signs"], shared.signs(mixed, given.usable))
+    state = written["state"]
+
+    def finish(new, _):
+        tile.store(out["signs"], shared.signs(given.mixed, new.usable))
+        _store_moments(spec, tile, dither, new, state)
+        _count(tile, new, sums)
+
+    given = _load(spec, tile, s, read["g"], read["p"], state)
+    _by_usability(spec, tile, s, given, finish)
 
 
-def moments_body(spec, tile, s, key, read, written, out, sums):
-    """New moments, and the sums of squares of direction, parameters and gradient."""
-    given = _load(spec, tile, s, read["g"], read["p"], written["state"])
-    sums[tile.number, PARAM] = tile.sum(given.p * given.p)
-    squares = tile.sum(given.g * given.g)
-    sums[tile.number, GRADIENT] = squares
+def moments_body(spec, tile, s, dither, read, written, out, sums):
+    """New moments, the sums of squares of direction and parameters, and what was skipped."""
+    state = written["state"]
 
-    def moments(given):
-        new = _new_moments(spec, tile, s, key, given, written["state"])
-        # A relative error of 1e-6, to either side, is nothing to a norm.
-        direction = _direction(spec, tile, new, given.usable, given.p, s, divide=_divide_roughly)
+    def finish(new, squares_of_p):
+        stored = _store_moments(spec, tile, dither, new, state)
+        direction = _rough_direction(spec, tile, *stored, new.usable, given.p, s)
         sums[tile.number, UPDATE] = tile.sum(direction * direction)
+        sums[tile.number, PARAM] = squares_of_p
+        _count(tile, new, sums)
 
-    tile.shortcut(
-        _all_usable(spec, squares),
-        lambda: moments(given._replace(usable=None)),
-        lambda: moments(given),
-    )
-
-
-def _all_usable(spec, squares):
-    """Whether this sum of squares says that every element of a tile is usable."""
-    return squares <= spec.rule.grad_limit**2
+    given = _load(spec, tile, s, read["g"], read["p"], state)
+    _by_usability(spec, tile, s, given, finish, tile.row_sums(given.p * given.p))
 
 
-def apply_body(spec, tile, s, key, read, written, out, sums):
+def apply_body(spec, tile, s, dither, read, written, out, sums):
     """Parameters that have made their step, from the new moments."""
     state = State(*_load_state(tile, read["state"]))
     p = tile.load(written["p"]).astype(jnp.float32)
 
     def apply(usable):
-        direction = _direction(spec, tile, state, usable, p, s, divide=_divide)
+        direction = _direction(spec, tile, state, None, usable, p, s)
         tile.store(written["p"], (p + s.step_size * direction).astype(written["p"].dtype))
 
     def guarded():
-        _, usable = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
-        apply(usable)
+        g = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
+        apply(shared.usable(spec, g))
 
     if read["sums"] is None:
         guarded()
         return
     # The gradient need not be read where all of it was usable.
-    clean = _all_usable(spec, read["sums"][tile.number, GRADIENT])
-    tile.shortcut(clean, lambda: apply(None), guarded)
+    tile.shortcut(read["sums"][tile.number, SKIPPED] == 0, lambda: apply(None), guarded)
 
 
 class _Given(NamedTuple):
-    """What a first pass reads of a tile, decoded."""
+    """What a first pass reads of a tile, decoded; `old` as for `step.moments`."""
 
     g: Any
     p: Any
+    old: Callable
+    absmaxes: Any
+    mixed: Any
+    """What the step is the sign of; None if it is of none."""
+
+
+class _New(NamedTuple):
+    """New moments, their scales, and which elements have made the step (None: all)."""
+
+    values: Any
+    absmaxes: Any
     usable: Any
-    old: Any
 
 
 def _load(spec, tile, s, g, p, state):
     g = tile.load(g).astype(jnp.float32)
     p = None if p is None else tile.load(p).astype(jnp.float32)
-    g, usable = shared.gradient(spec, g, p, s)
     codes, absmaxes = _load_state(tile, state)
-    old = shared.decode_slots(spec, codes, tuple(map(tile.spread, absmaxes)), jnp.float32)
-    return _Given(g, p, usable, old)
 
+    def old(factors=None):
+        scales = tuple(map(tile.spread, shared.scales(spec, absmaxes, factors)))
+        return shared.decode_slots(spec, codes, scales, jnp.float32)
 
-def _new_moments(spec, tile, s, key, given, state):
-    """Writes the new moments of a tile, and returns them as slots for `decode_for_step`."""
-    stored, absmaxes = [], []
-    values = shared.moments(spec, given.g, given.usable, given.old, s)
-    columns = zip(spec.rule.slots, spec.codecs, values, state.codes, state.absmaxes, strict=True)
-    for i, (slot, codec, value, codes_ref, absmax_ref) in enumerate(columns):
-        absmax = tile.max(jnp.abs(value) if slot.signed else value)
-        scale = tile.spread(codec.scale(absmax))
-        if slot.second_moment:
-            index = tile.index(place_of(key))
-            height = uniform_at(mix(whole_key(key) + jnp.uint32(i)), *index)
-            codes, roots = encode_at_random(codec, value, scale, height, keep_nonzero=True)
-            # At hand already, where the codes would have to be decoded.
-            stored.append(shared.Decoded(roots, codec.top_level**-0.5))
-        else:
-            codes = encode(codec, value, scale)
-            stored.append(codes)
-        tile.store(codes_ref, as_bytes(codes))
-        tile.store_blocks(absmax_ref, absmax)
-        absmaxes.append(absmax)
-    return State(tuple(stored), tuple(absmaxes))
+    g = shared.gradient(spec, g, p, s)
+    mixed = spec.rule.direction(g, old(), s) if spec.rule.from_old else None
+    return _Given(g, p, old, absmaxes, mixed)
 
 
 def _load_state(tile, state):
     return tuple(map(tile.load, state.codes)), tuple(map(tile.load_blocks, state.absmaxes))
 
 
-def _direction(spec, tile, state, usable, p, s, divide):
-    scales = shared.scales_for_step(spec, state.codes, state.absmaxes, s)
-    scales = tuple(map(tile.spread, scales))
-    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32)
+def _by_usability(spec, tile, s, given, finish, of_rows=0.0):
+    """Calls `finish` with the new moments, in the way that a tile needs, and the sum of `of_rows`.
+
+    `of_rows` are numbers for every row, not negative: there is one sum for them and the question.
+    """
+
+    def moments(usable):
+        values = shared.moments(spec, given.g, usable, given.old, s)
+        slots = zip(spec.rule.slots, values, strict=True)
+        absmaxes = tuple(tile.max(jnp.abs(x) if slot.signed else x) for slot, x in slots)
+        return _New(values, absmaxes, usable)
+
+    new = moments(None)
+    largest = jnp.maximum(new.absmaxes[0], given.absmaxes[0])
+    # A comparison with NaN is false.
+    total = tile.total(jnp.where(largest <= shared.harmless(spec, s), of_rows, jnp.inf))
+    tile.shortcut(
+        total < jnp.inf,
+        lambda: finish(new, total),
+        lambda: finish(
+            moments(shared.usable(spec, given.g)),
+            tile.total(jnp.broadcast_to(of_rows, largest.shape)),
+        ),
+    )
+
+
+def _count(tile, new, sums):
+    """Sums up the elements that were skipped, where somebody asks for sums."""
+    if sums is not None:
+        skipped = 0.0 if new.usable is None else tile.sum(jnp.where(new.usable, 0.0, 1.0))
+        sums[tile.number, SKIPPED] = skipped
+
+
+def _store_moments(spec, tile, dither, new, state):
+    """Writes the new moments of a tile. Returns them as a `State`, and roots that are at hand."""
+    prepared = shared.prepared(spec, new.absmaxes, dither, tile.blocks(dither.place))
+    stored, roots = [], []
+    columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, state.codes, strict=True)
+    for slot, codec, value, of_blocks, codes_ref in columns:
+        of_elements = tuple(y if isinstance(y, float) else tile.spread(y) for y in of_blocks)
+        codes, root = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
+        tile.store(codes_ref, as_bytes(codes))
+        stored.append(codes)
+        roots.append(root if slot.second_moment else None)
+    for ref, absmax in zip(state.absmaxes, new.absmaxes, strict=True):
+        tile.store_blocks(ref, absmax)
+    return State(tuple(stored), new.absmaxes), tuple(roots)
+
+
+# A division is eight instructions. These are fewer, by logarithms.
+
+
+def _direction(spec, tile, state, roots, usable, p, s):
+    """The direction, of which the logarithm's error is corrected by the remainder."""
+
+    def divide(a, b):
+        reciprocal = jnp.exp2(-jnp.log2(b))
+        quotient = a * reciprocal
+        return quotient + (a - b * quotient) * reciprocal
+
+    scales = tuple(map(tile.spread, shared.scales_for_step(spec, *state, s)))
+    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32, roots)
     return shared.direction(spec, stored, usable, p, s, divide=divide)
 
 
-# A division is eight instructions. This one is four and good to 1e-6, and the next one corrects it
-# by the remainder.
+def _rough_direction(spec, tile, state, roots, usable, p, s):
+    """The direction but for some 1e-6, which is nothing to a norm."""
+    first, *others = shared.scales_for_step(spec, *state, s)
+    log = tile.spread(jnp.log2(first))  # the scale of what is divided goes into the quotient
 
+    def divide(a, b):
+        return a * jnp.exp2(log - jnp.log2(b))
 
-def _divide_roughly(a, b):
-    return a * jnp.exp2(-jnp.log2(b))
-
-
-def _divide(a, b):
-    reciprocal = jnp.exp2(-jnp.log2(b))
-    quotient = a * reciprocal
-    return quotient + (a - b * quotient) * reciprocal
+    scales = None, *map(tile.spread, others)
+    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32, roots)
+    return shared.direction(spec, stored, usable, p, s, divide=divide)

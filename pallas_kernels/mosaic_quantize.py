@@ -7,22 +7,27 @@ from pallas_kernels.blocks import absmax_shape, as_rows
 from pallas_kernels.codecs import as_bytes, decode, encode, storable
 from pallas_kernels.hashing import uniform_at
 from pallas_kernels.kernel_ladders import for_kernel
+from pallas_kernels.ladders import NEAREST
 from pallas_kernels.mosaic_launch import Small, run_leaf
 from pallas_kernels.mosaic_tile import cut
 
 
 def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
     """`(codes, absmax)` of an array; `key` is a uint32 scalar or None for the nearest levels."""
-    codec = for_kernel(codec, stochastic=key is not None)
+    codec = for_kernel(codec)
     rows = as_rows(x, block_size)
     read = dict(x=rows, key=None if key is None else Small(key.reshape(1)))
 
     def quantize_blocks(tile, read, written, out, sums):
         values = storable(codec, tile.load(read["x"]).astype(jnp.float32))
         absmax = tile.max(jnp.abs(values))
-        height = None if read["key"] is None else uniform_at(read["key"][0], *tile.index())
-        scale = tile.spread(codec.scale(absmax))
-        codes = encode(codec, values, scale, height, keep_nonzero=keep_nonzero)
+        if read["key"] is None:
+            prepared = codec.prepare(absmax, NEAREST)
+            prepared = tuple(x if isinstance(x, float) else tile.spread(x) for x in prepared)
+        else:
+            u = uniform_at(read["key"][0], *tile.index())
+            prepared = codec.prepare(tile.spread(absmax), u)
+        codes, _ = encode(codec, values, prepared, keep_nonzero=keep_nonzero)
         tile.store(out["codes"], as_bytes(codes))
         tile.store_blocks(out["absmax"], absmax)
 

@@ -8,7 +8,6 @@ same treatment from XLA: `Rest` has the methods of `Tile`, and one function serv
 Mosaic GPU is experimental. What differs between the versions of JAX that are supported is here.
 """
 
-import math
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -107,25 +106,35 @@ class _Rows:
 
     def sum(self, x):
         """The sum over all rows."""
-        return jnp.sum(jnp.sum(x, axis=1), axis=0)
+        return self.total(self.row_sums(x))
 
-    def index(self, place: Place | None = None):
-        """Each element's index in the flattened leaf modulo 2**32, and what is beyond or None.
+    def row_sums(self, x):
+        """The sum of every row."""
+        return jnp.sum(x, axis=1)
 
-        Of a shard, it is the index in the whole tensor.
-        """
+    def total(self, x):
+        """The sum of one value for every row."""
+        return jnp.sum(x, axis=0)
+
+    def blocks(self, place: Place | None = None):
+        """The number of every row in the tensor, uint32."""
+        first = self._first
+        if self._piece is not None:
+            first = first + self._piece.begin(2)
+        rows = lax.broadcasted_iota(jnp.int32, self._shape[:1], 0).astype(jnp.uint32)
+        rows = lax.convert_element_type(first, jnp.uint32) + rows
+        return rows if place is None else place.block(rows, self._cut.block)
+
+    def index(self):
+        """Each element's index in the flattened leaf modulo 2**32, and what is beyond or None."""
 
         def iota(axis):
             return lax.broadcasted_iota(jnp.int32, self._shape, axis).astype(jnp.uint32)
 
-        block, first, size = self._cut.block, self._first, self._cut.size
-        if self._piece is not None:
-            first, size = first + self._piece.begin(2), self._piece.leaf_size
-        row = lax.convert_element_type(first, jnp.uint32) + iota(0)
-        if place is not None:
-            row, size = place.block(row, block), math.prod(place.shape)
+        block = self._cut.block
+        row = lax.convert_element_type(self._first, jnp.uint32) + iota(0)
         low = row * jnp.uint32(block) + iota(1)
-        if size <= 2**32:
+        if self._cut.size <= 2**32:
             return low, None
         return low, row >> jnp.uint32(32 - (block.bit_length() - 1))
 
@@ -179,8 +188,8 @@ class Tile(_Rows):
 
     def shortcut(self, condition, short, general):
         """Runs `short` if the condition holds, and else `general`, which is right in any case."""
-        pl.when(condition)(short)
         pl.when(jnp.logical_not(condition))(general)
+        pl.when(condition)(short)
 
     def _place(self, ref):
         if len(ref.shape) == 2:

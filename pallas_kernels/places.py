@@ -1,8 +1,8 @@
 """Places: where a shard lies in its tensor.
 
 A shard is stepped as a tensor of its own. It has to know where it lies for two things: blocks are
-those of the whole tensor, so its edges must be edges of blocks (`keeps_blocks`); and a number for
-rounding belongs to an element of the whole tensor, whoever rounds it (`Place`).
+those of the whole tensor, so its edges must be edges of blocks (`keeps_blocks`); and how a block is
+rounded goes by its number in the whole tensor, whoever rounds it (`Place`).
 """
 
 import dataclasses
@@ -37,10 +37,6 @@ class Place:
     shard_shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     offsets: tuple[Any, ...]
     """Where the shard begins along every axis, uint32 scalars; None for 0."""
-
-    def indices(self, shape, axis):
-        """Where elements of the shard, in an array of this shape, lie along an axis."""
-        return _moved(lax.broadcasted_iota(jnp.uint32, shape, axis), self.offsets[axis])
 
     def block(self, number, block_size):
         """The number in the tensor of the block that has this number in the shard (uint32)."""

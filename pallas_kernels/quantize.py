@@ -16,6 +16,7 @@ from pallas_kernels.blocks import (
 from pallas_kernels.codecs import as_bytes, decode, encode, get_codec, storable
 from pallas_kernels.dtypes import compute_dtype
 from pallas_kernels.hashing import mix, uniform
+from pallas_kernels.ladders import NEAREST
 
 
 def quantize(
@@ -32,7 +33,8 @@ def quantize(
 
     Block `i` covers elements `i * block_size` up to `(i + 1) * block_size` of the row-major
     flattened array; its scale `absmax` is the largest magnitude in it, and every element is stored
-    as the code whose value times `absmax` is nearest.
+    as the code whose value times `absmax` is nearest. Code 0 is zero, and signed codes are numbers
+    in two's complement: so zeros, codes or scales, stand for zeros.
 
     Args:
       x: Array of any shape, floating point. Elements that are not finite are stored as 0, and
@@ -63,7 +65,7 @@ def quantize(
     Examples:
       >>> codes, absmax = quantize(jnp.array([0.0, 0.5, -2.0]))
       >>> codes
-      Array([128, 208,   1], dtype=uint8)
+      Array([  0,  80, 129], dtype=uint8)
       >>> absmax
       Array([2.], dtype=float32)
       >>> dequantize(codes, absmax)
@@ -95,9 +97,10 @@ def _quantize(x, key, block_size, codec, keep_nonzero, implementation):
 def _quantize_xla(x, key, block_size, codec, keep_nonzero):
     x = storable(codec, x.astype(compute_dtype(x.dtype)))
     absmax = block_absmax(x, block_size)
-    scale = spread(codec.scale(absmax), x.shape, block_size).astype(x.dtype)
-    height = None if key is None else uniform(key, x.shape)
-    return as_bytes(encode(codec, x, scale, height, keep_nonzero=keep_nonzero)), absmax
+    u = NEAREST if key is None else uniform(key, x.shape)
+    prepared = codec.prepare(spread(absmax, x.shape, block_size), u)
+    codes, _ = encode(codec, x, prepared, keep_nonzero=keep_nonzero)
+    return as_bytes(codes), absmax
 
 
 def _key(seed):
@@ -140,7 +143,7 @@ def dequantize(
         cannot run.
 
     Examples:
-      >>> dequantize(jnp.array([128, 255], jnp.uint8), jnp.array([3.0]))
+      >>> dequantize(jnp.array([0, 127], jnp.uint8), jnp.array([3.0]))
       Array([0., 3.], dtype=float32)
     """
     check_block_size(block_size)

@@ -62,13 +62,15 @@ class Slot(NamedTuple):
     name: str
     signed: bool
     second_moment: bool
-    """A step divides by its root: rounded without bias, and to zero only from zero."""
+    """A step divides by its root: rounded to zero only from zero."""
 
 
 class Rule(NamedTuple):
     """An optimizer, as functions of decoded values.
 
-    - `moments(g, slots, s)` returns the new slots.
+    - `decays(s)`: what the old slots are multiplied by on the way into the new ones, which can be
+      made part of their scales.
+    - `moments(g, decayed, s)` returns the new slots, from old ones that are multiplied already.
     - `direction` gives the direction of the step, before decoupled weight decay. If `from_old`, the
       direction is the sign of `direction(g, old_slots, s)`. Else it is `direction(new_slots, s)`,
       from the new slots as they were stored, with the square roots of second moments in their
@@ -76,13 +78,17 @@ class Rule(NamedTuple):
       bring its own `divide(a, b)`, with `b >= 0`.
     - `factors(s)`: what these slots are multiplied by beforehand, so that it can be made part of
       their scales.
+    - `gradient_share(s)`: the weight of the gradient in the new value of the first slot, which is a
+      moving average of it. A small new value proves a small gradient.
     """
 
     name: str
     slots: tuple[Slot, ...]
+    decays: Callable
     moments: Callable
     direction: Callable
     factors: Callable
+    gradient_share: Callable
     from_old: bool
     trust_ratio: bool
     grad_limit: float
@@ -93,9 +99,9 @@ class Rule(NamedTuple):
 # ---------------------------------------------------------------------------------------- Lion
 
 
-def _lion_moments(g, slots, s):
-    (m,) = slots
-    return (s.one_minus_b2 * g + s.b2 * m,)
+def _lion_moments(g, decayed, s):
+    (m,) = decayed
+    return (s.one_minus_b2 * g + m,)
 
 
 def _lion_direction(g, slots, s):
@@ -106,9 +112,11 @@ def _lion_direction(g, slots, s):
 LION = Rule(
     "lion",
     (Slot("mu", True, False),),
+    lambda s: (s.b2,),
     _lion_moments,
     _lion_direction,
     lambda s: (1.0,),
+    lambda s: s.one_minus_b2,
     from_old=True,
     trust_ratio=False,
     grad_limit=2.0**126,
@@ -117,10 +125,10 @@ LION = Rule(
 # ---------------------------------------------------------------------------------------- LAMB
 
 
-def _lamb_moments(g, slots, s):
-    m, v, *v_max = slots
-    m = s.one_minus_b1 * g + s.b1 * m
-    v = s.one_minus_b2 * (g * g) + s.b2 * v
+def _lamb_moments(g, decayed, s):
+    m, v, *v_max = decayed
+    m = s.one_minus_b1 * g + m
+    v = s.one_minus_b2 * (g * g) + v
     return (m, v, *(jnp.maximum(x, v * s.debias2) for x in v_max))
 
 
@@ -141,9 +149,11 @@ def _amsgrad_factors(s):
 LAMB = Rule(
     "lamb",
     (Slot("mu", True, False), Slot("nu", False, True)),
+    lambda s: (s.b1, s.b2),
     _lamb_moments,
     _lamb_direction,
     _lamb_factors,
+    lambda s: s.one_minus_b1,
     from_old=False,
     trust_ratio=True,
     grad_limit=2.0**63,  # its square is 2**126
@@ -152,6 +162,7 @@ LAMB = Rule(
 LAMB_AMSGRAD = LAMB._replace(
     name="lamb_amsgrad",
     slots=(*LAMB.slots, Slot("nu_max", False, True)),
+    decays=lambda s: (s.b1, s.b2, 1.0),
     factors=_amsgrad_factors,
 )
 
@@ -170,7 +181,10 @@ def debias(decay, count):
 
 
 def trust_ratio(param_norm, update_norm, s):
-    """The factor between a LAMB direction and its step: 1 when either norm is zero."""
-    usable = (param_norm > 0) & (update_norm > 0)
-    ratio = s.ratio_scale * param_norm / jnp.where(usable, update_norm, 1)
-    return jnp.where(usable, jnp.clip(ratio, s.ratio_low, s.ratio_high), 1)
+    """The factor between a LAMB direction and its step: 1 when either norm is zero.
+
+    A norm that is not a number makes a ratio that is none: what is broken is to be seen.
+    """
+    zero = (param_norm == 0) | (update_norm == 0)
+    ratio = s.ratio_scale * param_norm / jnp.where(zero, 1, update_norm)
+    return jnp.where(zero, 1, jnp.clip(ratio, s.ratio_low, s.ratio_high))

@@ -3,8 +3,9 @@
 An implementation reads and writes memory. Everything between, on values of any shape, stands here
 and in `rules` and `codecs`, so that XLA and a GPU kernel cannot come to differ.
 
-- `gradient`: what the moments see of the gradient, and which of its elements are usable.
-- `moments`: the new slots.
+- `gradient`: what the moments see of the gradient; `usable` says which of its elements they can
+  take, `harmless` up to which size of the first moments that need not be asked.
+- `moments`: the new slots. `prepared`: what encoding wants to know of their blocks.
 - `signs`, `signed_step`: the step of a rule that goes by a sign.
 - `direction`: the step of a rule that goes by its new slots, and what is left of it where an
   element is not usable.
@@ -17,12 +18,13 @@ import jax.numpy as jnp
 
 from pallas_kernels import rules
 from pallas_kernels.blocks import spread
-from pallas_kernels.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
+from pallas_kernels.codecs import Codec, decode_raw, decode_raw_root, with_sign_of
+from pallas_kernels.ladders import NEAREST
 from pallas_kernels.pieces import can_be_cut, squares
 from pallas_kernels.places import is_divided
 
-SKIP = -128
-"""Among signs stored as int8: leave this element alone."""
+SKIP, LOST = -128, -127
+"""Among signs stored as int8: leave this element alone; and its momentum is not a finite number."""
 
 
 class Spec(NamedTuple):
@@ -44,6 +46,19 @@ class Spec(NamedTuple):
     """Whether a step is traced when XLA divides the program, which JAX has lowered before."""
     absmax_axes: tuple[str, ...] = ()
     """Mesh axes over which a block is divided, without `block_size`: its shards share a scale."""
+    count_skipped: bool = False
+    """Whether a step says how many elements it left alone."""
+
+
+class Stepped(NamedTuple):
+    """What a step makes of a leaf."""
+
+    out: Any
+    """Updates, in the dtype that gradient and parameter promote to; or parameters in their own."""
+    slots: tuple[Any, ...]
+    absmaxes: tuple[Any, ...]
+    skipped: Any = None
+    """How many elements were left alone, a float32 scalar; None if that is not asked for."""
 
 
 def coded(slot):
@@ -52,34 +67,57 @@ def coded(slot):
 
 
 def gradient(spec, g, p, s):
-    """The gradient as the moments see it, and which of its elements they can take."""
+    """The gradient as the moments see it."""
     if s.grad_scale is not None:
         g = by_layer(s.grad_scale, g) * g
     if spec.decay == "coupled":
         g = g + s.weight_decay * p
-    return g, jnp.abs(g) <= spec.rule.grad_limit
+    return g
+
+
+def usable(spec, g):
+    """Which elements of a gradient the moments can take."""
+    return jnp.abs(g) <= spec.rule.grad_limit
+
+
+def harmless(spec, s):
+    """If old and new first moments are not larger, they are numbers and all elements are usable.
+
+    The new one is that of all elements, whether they are usable or not.
+    """
+    return spec.rule.gradient_share(s) * (0.5 * spec.rule.grad_limit)
 
 
 def moments(spec, g, usable, old, s):
-    """The new slots; the old values where an element is not usable. None: all of them are."""
-    new = spec.rule.moments(g, old, s)
+    """The new slots; the old values where an element is not usable. None: all of them are.
+
+    `old(factors)` are the old slots as values, times numbers, or as they are if that is None.
+    """
+    new = spec.rule.moments(g, old(spec.rule.decays(s)), s)
     if usable is None:
         return new
-    return tuple(jnp.where(usable, n, o) for n, o in zip(new, old, strict=True))
+    return tuple(jnp.where(usable, n, o) for n, o in zip(new, old(None), strict=True))
 
 
 def signs(mixed, usable):
-    """The sign of `mixed` as int8, or `SKIP`."""
+    """The sign of `mixed` as int8; `SKIP` or `LOST` where it has none.
+
+    `usable` is None where it is known that all elements are, and `mixed` a finite number.
+    """
     sign = jnp.where(mixed > 0, 1, jnp.where(mixed < 0, -1, 0))
-    return jnp.where(usable, sign, SKIP).astype(jnp.int8)
+    if usable is not None:
+        sign = jnp.where(usable, jnp.where(jnp.abs(mixed) < jnp.inf, sign, LOST), SKIP)
+    return sign.astype(jnp.int8)
 
 
 def signed_step(spec, mixed, usable, p, s):
-    """The update of a rule that goes by the sign of `mixed`."""
-    step = with_sign_of(mixed, s.step_size)
-    if spec.decay != "decoupled":
-        return jnp.where((mixed != 0) & usable, step, 0)
-    return jnp.where(usable, jnp.where(mixed != 0, step, 0) + (s.step_size * s.weight_decay) * p, 0)
+    """The update of a rule that goes by the sign of `mixed`; `usable` as for `signs`."""
+    step = jnp.where(mixed != 0, with_sign_of(mixed, s.step_size), 0)
+    if usable is not None:
+        step = jnp.where(jnp.abs(mixed) < jnp.inf, step, jnp.nan)
+    if spec.decay == "decoupled":
+        step = step + (s.step_size * s.weight_decay) * p
+    return step if usable is None else jnp.where(usable, step, 0)
 
 
 def decayed(spec, direction, usable, p, s):
@@ -97,56 +135,113 @@ def direction(spec, stored, usable, p, s, **divide):
     return decayed(spec, spec.rule.direction(stored, s, **divide), usable, p, s)
 
 
-def decode_slots(spec, slots, absmaxes, dtype):
-    """Slots as values. `absmaxes` are spread over the elements; None for slots without codes."""
-    return tuple(
-        decode(codec, x, dtype) * absmax.astype(dtype) if coded(x) else x.astype(dtype)
-        for codec, x, absmax in zip(spec.codecs, slots, absmaxes, strict=True)
-    )
+def scales(spec, absmaxes, factors=None):
+    """What `decode_slots` multiplies slots by, for every block or for all; None for nothing.
 
-
-def decode_for_step(spec, slots, scales, dtype):
-    """Slots as a rule's `direction` wants them: second moments as their square roots.
-
-    `scales` are those of `scales_for_step`, of blocks spread over the elements. A slot may be
-    `Decoded` already.
+    `factors` are numbers that the values are to be multiplied by.
     """
 
+    def scale(slot, codec, absmax, factor):
+        if absmax is None:
+            return factor
+        if _by_root(slot, codec):
+            root = jnp.sqrt(absmax) * codec.unit**0.5
+            return root if factor is None else root * jnp.sqrt(jnp.asarray(factor, jnp.float32))
+        absmax = absmax * codec.unit
+        return absmax if factor is None else absmax * jnp.asarray(factor, jnp.float32)
+
+    factors = (None,) * len(absmaxes) if factors is None else factors
+    columns = zip(spec.rule.slots, spec.codecs, absmaxes, factors, strict=True)
+    return tuple(scale(*column) for column in columns)
+
+
+def decode_slots(spec, slots, scales, dtype):
+    """Slots as values. `scales` are those of `scales`, of blocks spread over the elements."""
+
     def decoded(slot, codec, x, scale):
-        if isinstance(x, Decoded):
-            values = x.values
-        elif coded(x):
-            values = (decode_raw_root if slot.second_moment else decode_raw)(codec, x, dtype)
-        else:
-            values = jnp.sqrt(x.astype(dtype)) if slot.second_moment else x.astype(dtype)
-        return values if scale is None else values * scale.astype(dtype)
+        if not coded(x):
+            return x.astype(dtype) if scale is None else scale * x.astype(dtype)
+        if _by_root(slot, codec):
+            return jnp.square(decode_raw_root(codec, x, dtype) * scale.astype(dtype))
+        return decode_raw(codec, x, dtype) * scale.astype(dtype)
 
     columns = zip(spec.rule.slots, spec.codecs, slots, scales, strict=True)
     return tuple(decoded(*column) for column in columns)
 
 
-class Decoded(NamedTuple):
-    """A slot as `decode_for_step` would decode it, in units of `unit` times the block's scale."""
+def _by_root(slot, codec):
+    """Whether a slot is decoded by its root: the product of scale and unit could be too small."""
+    return slot.second_moment and codec.unit < 2.0**-32
 
-    values: Any
-    unit: float
+
+def prepared(spec, absmaxes, dither, numbers):
+    """What encoding a slot wants to know of its blocks, for every slot; None without codes.
+
+    Args:
+      spec: `Spec`.
+      absmaxes: The new scales; None for slots without codes.
+      dither: `Dither`.
+      numbers: `Dither.numbers` of the blocks, shaped like the scales.
+    """
+
+    def of_slot(i, codec, absmax):
+        if absmax is None:
+            return None
+        return codec.prepare(absmax, dither.fractions(i, numbers) if codec.dithered else NEAREST)
+
+    columns = zip(spec.codecs, absmaxes, strict=True)
+    return tuple(of_slot(i, *column) for i, column in enumerate(columns))
+
+
+def decode_for_step(spec, slots, scales, dtype, roots=None):
+    """Slots as a rule's `direction` wants them: second moments as their square roots.
+
+    `scales` are those of `scales_for_step`, of blocks spread over the elements. `roots` are those
+    that `encode` had at hand.
+    """
+
+    def decoded(slot, codec, x, scale, root_of_x):
+        if root_of_x is not None:
+            values = root_of_x
+        elif coded(x):
+            values = (decode_raw_root if slot.second_moment else decode_raw)(codec, x, dtype)
+        else:
+            values = root(x.astype(dtype)) if slot.second_moment else x.astype(dtype)
+        return values if scale is None else values * scale.astype(dtype)
+
+    roots = roots or (None,) * len(slots)
+    columns = zip(spec.rule.slots, spec.codecs, slots, scales, roots, strict=True)
+    return tuple(decoded(*column) for column in columns)
 
 
 def scales_for_step(spec, slots, absmaxes, s):
     """What `decode_for_step` multiplies slots by: a value for every block, one for all, or None."""
 
-    def scale(slot, codec, x, absmax, factor):
+    def scale(slot, codec, absmax, factor):
         if absmax is None and isinstance(factor, float) and factor == 1:
             return None
         factor = jnp.asarray(factor, s.step_size.dtype)
         if absmax is None:
             return factor
-        root = slot.second_moment
-        unit = x.unit if isinstance(x, Decoded) else codec.unit**0.5 if root else codec.unit
-        return ((jnp.sqrt(absmax) if root else absmax) * unit).astype(factor.dtype) * factor
+        if slot.second_moment:
+            return (jnp.sqrt(absmax) * codec.unit**0.5).astype(factor.dtype) * factor
+        return (absmax * codec.unit).astype(factor.dtype) * factor
 
-    columns = zip(spec.rule.slots, spec.codecs, slots, absmaxes, spec.rule.factors(s), strict=True)
+    columns = zip(spec.rule.slots, spec.codecs, absmaxes, spec.rule.factors(s), strict=True)
     return tuple(scale(*column) for column in columns)
+
+
+@jax.custom_jvp
+def root(x):
+    """The square root, with a derivative of 0 at 0: nothing is to be learnt from it there."""
+    return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    y = root(x)
+    return y, jnp.where(x > 0, dx / jnp.where(x > 0, 2 * y, 1), 0)
 
 
 def by_layer(value, x):
@@ -162,7 +257,9 @@ def by_layer(value, x):
 
 def update_from_signs(spec, signs, out_dtype, p, s):
     """The update, from the int8 signs that a step has kept."""
-    direction = signs.astype(s.step_size.dtype)
+    # As floating-point numbers, which XLA's CPU compiler compares four times as fast as bytes.
+    signs = signs.astype(s.step_size.dtype)
+    direction = jnp.where(signs == LOST, jnp.nan, signs)
     update = s.step_size * decayed(spec, direction, signs != SKIP, p, s)
     return update.astype(out_dtype)
 
@@ -177,13 +274,13 @@ def direction_from_new(spec, slots, absmaxes, usable, p, s, dtype):
     return direction(spec, stored, usable, p, s)
 
 
-def load(spec, slots, absmaxes, dtype):
-    """Slots as values."""
-    scales = tuple(
-        None if absmax is None else spread(absmax, x.shape, spec.block_size)
-        for x, absmax in zip(slots, absmaxes, strict=True)
+def load(spec, slots, absmaxes, dtype, factors=None):
+    """Slots as values, times numbers if there are some."""
+    spreads = tuple(
+        spread(scale, x.shape, spec.block_size) if coded(x) else scale
+        for x, scale in zip(slots, scales(spec, absmaxes, factors), strict=True)
     )
-    return decode_slots(spec, slots, scales, dtype)
+    return decode_slots(spec, slots, spreads, dtype)
 
 
 def sum_of_squares(spec, x, by_grains):
@@ -209,5 +306,5 @@ def sum_of_grains(sums, layers=None):
 
 def ratio(sums, s):
     """The trust ratio, from the sums of squares of parameters and direction in the last axis."""
-    norms = jnp.sqrt(sums)
+    norms = root(sums)
     return rules.trust_ratio(norms[..., 0], norms[..., 1], s.astype(sums.dtype))

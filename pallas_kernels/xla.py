@@ -7,6 +7,7 @@ saves itself with a copy of the state. (For a float32 slot only the CPU needs th
 writes direction and slot in one pass.)
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,12 +17,11 @@ from pallas_kernels import step as shared
 from pallas_kernels.blocks import absmax_shape, as_rows, block_absmax, spread
 from pallas_kernels.codecs import as_bytes, encode
 from pallas_kernels.dtypes import compute_dtype, promote
-from pallas_kernels.hashing import mix, place_of, uniform, whole_key
 from pallas_kernels.pieces import Piece, squares
-from pallas_kernels.step import Spec, coded
+from pallas_kernels.step import Spec, Stepped, coded
 
 
-def step(spec: Spec, g, p, slots, absmaxes, s, key, first=None):
+def step(spec: Spec, g, p, slots, absmaxes, s, dither, first=None):
     """One optimizer step of one leaf.
 
     Args:
@@ -31,46 +31,45 @@ def step(spec: Spec, g, p, slots, absmaxes, s, key, first=None):
       slots: Arrays in the parameter's shape: uint8 codes, or floating point.
       absmaxes: One per slot; None for slots that are not codes.
       s: `rules.Scalars`.
-      key: uint32 scalar, different for every leaf and step, or a `hashing.Key`.
-      first: Where the arrays begin if they are a piece of a leaf, see `hashing.uniform`.
+      dither: `Dither`.
+      first: The number of the first block if the arrays are a piece of a leaf.
 
     Returns:
-      `(out, slots, absmaxes)`. `out` is the update, in the dtype that `g` and `p` promote to; or
-      the new parameter in its own dtype.
+      `Stepped`.
     """
     given = _given(spec, g, p, s)
-    out, stored = _new_state(spec, given, slots, absmaxes, key, first)
+    out, stored = _new_state(spec, given, slots, absmaxes, dither, first)
+    skipped = _skipped(spec, given)
     if spec.rule.from_old:
         if spec.emit != "params":  # and else nothing is left for stage 3
             out = shared.update_from_signs(spec, out, given.out_dtype, given.p, given.s)
-        return out, *stored
-    direction = _in_memory(_direction(spec, given, stored))
+        return Stepped(out, *stored, skipped)
+    direction = _direction(spec, given, stored)
     if spec.rule.trust_ratio:
         ratio = shared.ratio(_sums(spec, True, given.p, direction), given.s)
         if any(map(coded, slots)):
-            # On a GPU it takes fewer bytes to decode twice than to keep a direction in between.
-            again = platform_dependent((ratio, stored), cpu=_same, default=optimization_barrier)
-            ratio, stored_again = again
+            # It takes fewer bytes to decode twice than to keep a direction in between.
+            ratio, stored_again = optimization_barrier((ratio, stored))
             direction = _direction(spec, given, stored_again)
         direction = shared.by_layer(ratio, direction) * direction
-    return _emitted(spec, given, given.s.step_size * direction), *stored
+    return Stepped(_emitted(spec, given, given.s.step_size * direction), *stored, skipped)
 
 
 # ------------------------------------------- a step with a trust ratio, on either side of the norms
 
 
-def moments(spec: Spec, g, p, slots, absmaxes, s, key):
+def moments(spec: Spec, g, p, slots, absmaxes, s, dither):
     """The new state of a leaf, of which other devices have parts: arguments as for `step`.
 
     Returns:
-      `(slots, absmaxes, sums)`. `sums` are the squares of parameters and direction, `(2,)` or
-      `(layers, 2)`, to be added up over the devices for `step.ratio`.
+      `(slots, absmaxes, sums, skipped)`. `sums` are the squares of parameters and direction, `(2,)`
+      or `(layers, 2)`, to be added up over the devices for `step.ratio`; `skipped` as of `Stepped`.
     """
     given = _given(spec, g, p, s)
-    _, stored = _new_state(spec, given, slots, absmaxes, key, None)
+    _, stored = _new_state(spec, given, slots, absmaxes, dither, None)
     direction = _in_memory(_direction(spec, given, stored))
     # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
-    return *stored, _sums(spec, False, given.p, direction)
+    return *stored, _sums(spec, False, given.p, direction), _skipped(spec, given)
 
 
 def apply(spec: Spec, g, p, slots, absmaxes, s, ratio):
@@ -90,7 +89,7 @@ def _sums(spec, by_grains, *arrays):
 # ------------------------------------------------------------------------ a leaf that is in pieces
 
 
-def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key):
+def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, dither):
     """The step of a piece, by a rule that needs no norm of the leaf.
 
     Args:
@@ -102,29 +101,32 @@ def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, key):
       slots: Slots of the piece.
       absmaxes: Scales of the piece, flat; None for slots that are not codes.
       s: As for `step`.
-      key: As for `step`.
+      dither: As for `step`.
 
     Returns:
-      `(target, slots, absmaxes)`.
+      `Stepped` of the piece, with the target of the leaf.
     """
     piece, slots, absmaxes, s = _piece(spec, g, start, slots, absmaxes, s)
     p = target if spec.emit == "params" else p
-    out, *stored = step(spec, piece.of(g), piece.of(p), slots, absmaxes, s, key, piece.first)
-    return piece.put(target, out), *_flat(*stored)
+    first = piece.first_block
+    done = step(spec, piece.of(g), piece.of(p), slots, absmaxes, s, dither, first)
+    state = _flat(done.slots, done.absmaxes)
+    return Stepped(piece.put(target, done.out), *state, done.skipped)
 
 
-def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, key):
+def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, dither):
     """The first part of a step with a trust ratio: the new state of a piece.
 
     Returns:
-      `(slots, absmaxes, sums)`. `sums` has a row for every grain, with the squares of parameters
-      and direction, for `step.sum_of_grains`.
+      `(slots, absmaxes, sums, skipped)`. `sums` has a row for every grain, with the squares of
+      parameters and direction, for `step.sum_of_grains`; `skipped` as of `Stepped`.
     """
     piece, slots, absmaxes, s = _piece(spec, g, start, slots, absmaxes, s)
     given = _given(spec, piece.of(g), piece.of(p), s)
-    _, stored = _new_state(spec, given, slots, absmaxes, key, piece.first)
+    _, stored = _new_state(spec, given, slots, absmaxes, dither, piece.first_block)
     direction = _in_memory(_direction(spec, given, stored))
-    return *_flat(*stored), jnp.stack([squares(given.p), squares(direction)], 1)
+    sums = jnp.stack([squares(given.p), squares(direction)], 1)
+    return *_flat(*stored), sums, _skipped(spec, given)
 
 
 def apply_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, ratio):
@@ -176,8 +178,12 @@ def _given(spec, g, p, s):
     eps = platform_dependent(s.biased_eps, cpu=optimization_barrier, default=_same)
     s = s._replace(biased_eps=eps)
     g, p = g.astype(dtype), None if p is None else p.astype(dtype)
-    g, usable = shared.gradient(spec, g, p, s)
-    return _Given(g, usable, p, s, dtype, out_dtype)
+    g = shared.gradient(spec, g, p, s)
+    return _Given(g, shared.usable(spec, g), p, s, dtype, out_dtype)
+
+
+def _skipped(spec, given):
+    return jnp.sum(~given.usable, dtype=jnp.float32) if spec.count_skipped else None
 
 
 def _emitted(spec, given, update):
@@ -186,13 +192,19 @@ def _emitted(spec, given, update):
     return update.astype(given.out_dtype)
 
 
-def _new_state(spec, given, slots, absmaxes, key, first):
+def _new_state(spec, given, slots, absmaxes, dither, first):
     """`(out, (slots, absmaxes))`; with a rule that goes by the old slots, what comes of them."""
     g, usable, p, s, dtype, _ = given
     any_coded = any(map(coded, slots))
 
     def moments(slots, absmaxes):
-        return shared.moments(spec, g, usable, shared.load(spec, slots, absmaxes, dtype), s)
+        values = shared.load(spec, slots, absmaxes, dtype)
+
+        def old(factors):
+            pairs = zip(values, factors or (None,) * len(values), strict=True)
+            return tuple(x if factor is None else factor * x for x, factor in pairs)
+
+        return shared.moments(spec, g, usable, old, s)
 
     # Stage 1, from the old state: the new scales, and a direction that needs the old slots.
     out = None
@@ -206,15 +218,16 @@ def _new_state(spec, given, slots, absmaxes, key, first):
         _absmax(spec, new) if coded(x) else None
         for new, x in zip(moments(slots, absmaxes), slots, strict=True)
     )
-    stage = out, new_absmaxes, slots, absmaxes
+    prepared = _prepared(spec, new_absmaxes, dither, first)
+    stage = out, new_absmaxes, prepared, slots, absmaxes
     if any_coded:
         stage = optimization_barrier(stage)
     else:
         stage = platform_dependent(stage, cpu=optimization_barrier, default=_same)
-    out, new_absmaxes, slots, absmaxes = stage
+    out, new_absmaxes, prepared, slots, absmaxes = stage
 
     # Stage 2, the old state is overwritten.
-    stored = _store(spec, moments(slots, absmaxes), slots, new_absmaxes, key, first), new_absmaxes
+    stored = _store(spec, moments(slots, absmaxes), slots, prepared), new_absmaxes
     # The barrier makes XLA read the codes in stage 3, instead of what it computed them from.
     if any_coded and not spec.rule.from_old:
         stored = optimization_barrier(stored)
@@ -244,18 +257,24 @@ def _same(x):
     return x
 
 
-def _store(spec, values, slots, absmaxes, key, first):
+def _prepared(spec, absmaxes, dither, first):
+    """`step.prepared` for blocks that begin with the number `first`, or with 0."""
+    shape = next((a.shape for a in absmaxes if a is not None), ())
+    numbers = dither.numbers(math.prod(shape), spec.block_size, first).reshape(shape)
+    return shared.prepared(spec, absmaxes, dither, numbers)
+
+
+def _store(spec, values, slots, prepared):
     """Values as slots, in the precision that the slots have."""
-    out, place, key = [], place_of(key), whole_key(key)
-    for i, (slot, codec, value, x, absmax) in enumerate(
-        zip(spec.rule.slots, spec.codecs, values, slots, absmaxes, strict=True)
-    ):
-        if coded(x):
-            scale = spread(codec.scale(absmax), x.shape, spec.block_size).astype(value.dtype)
-            height = None
-            if slot.second_moment:
-                height = uniform(mix(key + jnp.uint32(i)), x.shape, first, place)
-            codes = encode(codec, value, scale, height, keep_nonzero=slot.second_moment)
+    out = []
+    columns = zip(spec.rule.slots, spec.codecs, values, slots, prepared, strict=True)
+    for slot, codec, value, x, of_blocks in columns:
+        if of_blocks is not None:
+            of_elements = tuple(
+                y if isinstance(y, float) else spread(y, x.shape, spec.block_size)
+                for y in of_blocks
+            )
+            codes, _ = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
             value = as_bytes(codes)
         out.append(value.astype(x.dtype))
     return tuple(out)

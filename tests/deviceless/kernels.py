@@ -12,6 +12,7 @@ import pallas_kernels
 from pallas_kernels import mosaic, rules
 from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.codecs import get_codec
+from pallas_kernels.dither import Dither
 from pallas_kernels.step import Spec
 from tests.deviceless.cases import Case, case, ours
 
@@ -38,7 +39,7 @@ def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, sha
         tuple(array(shape, jnp.uint8) for _ in rule.slots),
         tuple(array(absmax_shape(shape, block), F32) for _ in rule.slots),
         scalars,
-        array((), jnp.uint32),
+        Dither(array((), jnp.uint32), array((), jnp.uint32)),
     )
     donate = (1, 2, 3) if emit == "params" else (0, 2, 3)
     return Case(functools.partial(mosaic.step, spec), arguments, donate)

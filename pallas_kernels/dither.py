@@ -1,0 +1,54 @@
+"""Dither: where between two levels the stored moments of a block are rounded up, step by step.
+
+A moment that lies a fraction `f` of the way between two levels is rounded up where `u < f`, with
+
+    u(step, block) = frac(step * a + offset(block)),
+
+a Weyl sequence: so evenly spread over the steps that a moment goes up in a share `f` of them, and
+even a small change moves it in the end, which rounding to the nearest level would lose at every
+step. The number is one for all elements of a block. It takes no hash of an element, no stored
+state and no knowledge of where in its tensor an element lies; only the block's number is needed.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.places import Place
+
+STRIDES = (0x9E3779B9, 0xD1B54A33, 0x91E10DA5)
+"""`a` of every slot, in units of 2**-32: the golden ratio, and the two numbers of the plane's
+counterpart (Roberts, 2018). `python -m tests.rounding.constants` compares them with others."""
+
+BLOCK_STRIDE = 0xC13FA9A9
+"""How far the offsets of neighbouring blocks are apart, in the same units."""
+
+
+class Dither(NamedTuple):
+    """Where the sequences of a leaf stand."""
+
+    step: Any
+    """uint32 scalar: the number of the step."""
+    leaf: Any
+    """uint32 scalar: what sets the leaf apart from others."""
+    place: Place | None = None
+    """Where in its tensor the shard lies that is stepped, if it is one."""
+
+    def numbers(self, count, block_size, first=None):
+        """The numbers of `count` consecutive blocks in their tensor, from `first` on (uint32)."""
+        numbers = lax.iota(jnp.uint32, count)
+        if first is not None:
+            numbers = numbers + first
+        return numbers if self.place is None else self.place.block(numbers, block_size)
+
+    def fractions(self, slot, numbers):
+        """`u` for blocks of these numbers, float32 strictly between 0 and 1; `slot` is an index."""
+        phase = self.step * jnp.uint32(STRIDES[slot]) + self.leaf
+        return fraction(phase + numbers * jnp.uint32(BLOCK_STRIDE))
+
+
+def fraction(bits):
+    """uint32 numbers as float32 strictly between 0 and 1, by their upper 23 bits."""
+    # As mantissas of numbers from 1 to 2; half a unit keeps the result away from both ends.
+    return ((bits >> 9) | jnp.uint32(0x3F800000)).view(jnp.float32) - (1 - 2.0**-24)
