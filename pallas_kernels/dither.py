@@ -17,12 +17,13 @@ from jax import lax
 
 from pallas_kernels.places import Place
 
-STRIDES = (0x9E3779B9, 0xD1B54A33, 0x91E10DA5)
-"""`a` of every slot, in units of 2**-32: the golden ratio, and the two numbers of the plane's
-counterpart (Roberts, 2018). `python -m tests.rounding.constants` compares them with others."""
+STRIDES = (0x9E3779B9, 0x91E10DA5, 0xD1B54A33)
+"""`a` of every slot, in units of 2**-32: 1/phi, 1/rho**2 and 1/psi, where phi, rho and psi are the
+positive roots of x**2 = x + 1, x**3 = x + 1 and x**4 = x + 1 (Roberts, 2018, "The unreasonable
+effectiveness of quasirandom sequences"). `python -m tests.rounding.constants` compares others."""
 
 BLOCK_STRIDE = 0xC13FA9A9
-"""How far the offsets of neighbouring blocks are apart, in the same units."""
+"""How far the offsets of neighbouring blocks are apart, in the same units: 1/rho."""
 
 
 class Dither(NamedTuple):

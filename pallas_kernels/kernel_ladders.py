@@ -6,7 +6,9 @@ out, a thread works out once for a row of 32 elements or so.
 
 import jax.numpy as jnp
 
-from pallas_kernels.ladders import NEAREST, TINY, Climbed, dynamic, inverse, round_to
+from pallas_kernels.ladders import TINY, Climbed, dynamic, inverse, is_nearest, round_to
+
+_EIGHTH_UNIT = 255.0**-8
 
 
 def for_kernel(codec):
@@ -26,7 +28,7 @@ def for_kernel(codec):
 
 def _prepare_cubes(absmax, u):
     offset = jnp.where(absmax >= TINY, _LOG2_127 - jnp.log2(absmax) * (1 / 3), -jnp.inf)
-    if isinstance(u, float) and u == NEAREST:
+    if is_nearest(u):
         return (offset,)
     middle = u * (1 - u)
     bend = middle * (_BEND[0] + u * (_BEND[1] + u * _BEND[2]))
@@ -55,27 +57,27 @@ def _climb_cubes(x, least, offset, *of_u):
 
 
 def _prepare_eighth_powers(absmax, u):
-    if not isinstance(u, float):
-        # So that no rounding error lifts the largest value of a block above the top.
-        u = jnp.maximum(u, 2.0**-15)
+    if is_nearest(u):
+        return (inverse(absmax),)
+    # So that no rounding error lifts the largest value of a block above the top.
+    u = jnp.maximum(u, 2.0**-15)
     return inverse(absmax), (1 - u) * _EIGHTH_UNIT, u * _EIGHTH_UNIT
 
 
-def _climb_eighth_powers(x, least, scale, share_of_low, share_of_high):
+def _climb_eighth_powers(x, least, scale, of_low=_EIGHTH_UNIT / 2, of_high=_EIGHTH_UNIT / 2):
     y = x * scale
     # Half below 2**23, numbers are multiples of a half: the sum is rounded to the rung below the
     # root, or is less than 2**23, which is rung 0.
     floor = jnp.exp2(jnp.log2(y) * (1 / 8) + _LOG2_255) + (2.0**23 - 0.5)
     rung = jnp.maximum(floor - 2.0**23, least)
     low, high = rung**4, (rung + 1) ** 4
-    up = y > (low * low) * share_of_low + (high * high) * share_of_high
+    up = y > (low * low) * of_low + (high * high) * of_high
     return Climbed(jnp.where(up, rung + 1, rung), jnp.where(up, high, low))
 
 
 _LOG2_5 = 2.321928094887362
 _LOG2_127 = 6.98868468677217
 _LOG2_255 = 7.994353436858858
-_EIGHTH_UNIT = 255.0**-8
 _NEAREST_BOUND = 1.174802
 """4 (t - 1/2) where t**3 = 1/2 is the middle between the cubes of 0 and 1."""
 _BEND = 0.35847694, -0.72832233, 0.01545

@@ -33,8 +33,8 @@ class Codec(NamedTuple):
     of a value is its rung, negative if the value is, as a byte (two's complement): byte 0 is zero.
 
     - `level` is strictly increasing on `0..top`; `level(0) == 0` and `level(top) == 1` exactly.
-    - `prepare(absmax, u)` is a tuple of what `climb` wants to know of a block: arrays like `absmax`
-      and numbers. `u` is an array of numbers between 0 and 1, or `NEAREST`.
+    - `prepare(absmax, u)` is a tuple of what `climb` wants to know of a block: arrays like
+      `absmax`. `u` is an array of numbers between 0 and 1, or `NEAREST`.
     - `climb(x, least, *prepared)`, for `x` from 0 to absmax, is the `Climbed` of it: a number from
       0 to `top` (but for less than 1/2) that rounds to the rung for `x`. The rounding costs
       nothing, as making a byte of it rounds anyway. `least` is the lowest rung for `x`, 0 or 1.
@@ -85,8 +85,13 @@ def floor_to(x):
     return round_to(jnp.abs(x - 0.5))
 
 
+def is_nearest(u):
+    """Whether `u` is the number `NEAREST`, and not an array."""
+    return isinstance(u, float)
+
+
 def _scale_and_u(absmax, u):
-    return inverse(absmax), u
+    return (inverse(absmax),) if is_nearest(u) else (inverse(absmax), u)
 
 
 def _normalized(x, scale):
@@ -151,7 +156,7 @@ def _bounded(rung, least, most):
 
 
 def _evenly(top):
-    def climb(y, least, u):
+    def climb(y, least, u=NEAREST):
         return _bounded(top * y + (0.5 - u), least, top)
 
     return _scale_and_u, climb
@@ -161,9 +166,10 @@ def _cubes(top):
     unit = top**-3
 
     def prepare(absmax, u):
-        return inverse(absmax), 0.5 - u, unit * (1 - u)
+        scale = inverse(absmax)
+        return (scale,) if is_nearest(u) else (scale, 0.5 - u, unit * (1 - u))
 
-    def climb(y, least, half, rest):
+    def climb(y, least, half=0.0, rest=unit / 2):
         # The rung that goes by the root alone is the right one or the one above it, because the
         # root is taken too large, and a share of the gap between two cubes lies above the cube of
         # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
@@ -176,7 +182,7 @@ def _cubes(top):
 
 
 def _eighth_powers(top):
-    def climb(y, least, u):
+    def climb(y, least, u=NEAREST):
         # Of a `y` that lies on a rung but for rounding errors, the rung below it leads there, too.
         rung = floor_to(top * jnp.sqrt(jnp.sqrt(jnp.sqrt(y))))
         rung = _bounded(rung, least, top - 1)
@@ -234,9 +240,9 @@ def dynamic(signed, five_to=None, five_to_7_minus=None):
         j = jnp.where(parts < turn, -1.0, floor_to(parts))
         return jnp.where(y > 1 - 0.225 / most, top, count + j - shift)
 
-    def climb(x, least, scale, u):
+    def climb(x, least, scale, u=NEAREST):
         y = _normalized(x, scale)
-        if isinstance(u, float) and u == NEAREST:
+        if is_nearest(u):
             return Climbed(jnp.maximum(nearest(y), least))
         y = jnp.minimum(y, 1)  # a reciprocal may be too large, and there is no rung above the top
         count, parts = place(y)

@@ -169,7 +169,7 @@ def _store_moments(spec, tile, dither, new, state):
     stored, roots = [], []
     columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, state.codes, strict=True)
     for slot, codec, value, of_blocks, codes_ref in columns:
-        of_elements = tuple(y if isinstance(y, float) else tile.spread(y) for y in of_blocks)
+        of_elements = tuple(map(tile.spread, of_blocks))
         codes, root = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
         tile.store(codes_ref, as_bytes(codes))
         stored.append(codes)

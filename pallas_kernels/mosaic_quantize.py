@@ -22,8 +22,7 @@ def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
         values = storable(codec, tile.load(read["x"]).astype(jnp.float32))
         absmax = tile.max(jnp.abs(values))
         if read["key"] is None:
-            prepared = codec.prepare(absmax, NEAREST)
-            prepared = tuple(x if isinstance(x, float) else tile.spread(x) for x in prepared)
+            prepared = tuple(map(tile.spread, codec.prepare(absmax, NEAREST)))
         else:
             u = uniform_at(read["key"][0], *tile.index())
             prepared = codec.prepare(tile.spread(absmax), u)

@@ -270,10 +270,7 @@ def _store(spec, values, slots, prepared):
     columns = zip(spec.rule.slots, spec.codecs, values, slots, prepared, strict=True)
     for slot, codec, value, x, of_blocks in columns:
         if of_blocks is not None:
-            of_elements = tuple(
-                y if isinstance(y, float) else spread(y, x.shape, spec.block_size)
-                for y in of_blocks
-            )
+            of_elements = tuple(spread(y, x.shape, spec.block_size) for y in of_blocks)
             codes, _ = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
             value = as_bytes(codes)
         out.append(value.astype(x.dtype))

@@ -2,11 +2,13 @@
 
 Nothing here imports the library or shares code with it. Codebooks are tables of 256 numbers, the
 nearest level is found by looking at all of them, and the steps are the documented equations in
-float64. A rounding that is free (a tie, a stochastic slot) is judged, not predicted: the judge
-says which codes were allowed, and the update is computed from the codes that were stored.
+float64. A rounding that is free (a tie, random bits) is judged, not predicted: the judge says which
+codes were allowed, and the update is computed from the codes that were stored. Dithered rounding is
+predicted, from the step, the leaf's name and the number of the block.
 """
 
 import math
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -52,29 +54,34 @@ def closed_form_map(signed):
 
 
 def levels(codec, signed):
-    """The value of every code, float64[256], ascending in the code."""
+    """The value of every code, float64[256]. Code 0 is 0; signed codes are in two's complement."""
     if codec == "dynamic":
-        return bitsandbytes_map(signed).astype(np.float64)
+        table = bitsandbytes_map(signed).astype(np.float64)
+        # Its zero is in the middle, and there is one value more on the positive side.
+        return np.roll(table, -127) if signed else table
     exponent = {"power": 3 if signed else 8, "linear": 1}[codec]
-    step, steps = (np.arange(256) - 128, 127) if signed else (np.arange(256), 255)
+    code = np.arange(256)
+    step, steps = (np.where(code > 127, code - 256, code), 127) if signed else (code, 255)
     return np.sign(step) * np.abs(step / steps) ** exponent
 
 
-def zero_code(codec, signed):
-    """The code whose value is exactly 0."""
-    return int(np.flatnonzero(levels(codec, signed) == 0)[0])
+def written(codec, signed):
+    """The codes that are ever written, by rising value: symmetric signed codes leave 128 unused."""
+    codes = np.argsort(levels(codec, signed), kind="stable")
+    return (codes[1:] if signed and codec != "dynamic" else codes).astype(np.uint8)
 
 
-def lowest_code(codec, signed):
-    """The lowest code that is ever written: the symmetric signed codes leave 0 unused."""
-    return 1 if signed and codec != "dynamic" else 0
+def ranks(codes, codec, signed):
+    """Places of codes among the written ones; -1 for a code that is none of them."""
+    places = np.full(256, -1)
+    places[written(codec, signed)] = np.arange(written(codec, signed).size)
+    return places[codes]
 
 
-def _tables(codec, signed):
-    """Every level with the middles to its neighbours; unused and missing ones are infinite."""
-    table = levels(codec, signed)
-    table[: lowest_code(codec, signed)] = -np.inf
-    return table, np.concatenate([[-np.inf], table, [np.inf]])
+def _ladder(codec, signed):
+    """The written codes, and their values."""
+    codes = written(codec, signed)
+    return codes, levels(codec, signed)[codes]
 
 
 def nearest(y, codec, signed, tie=1e-6):
@@ -82,17 +89,17 @@ def nearest(y, codec, signed, tie=1e-6):
 
     A tie means that the two smallest distances differ by less than `tie` times their sum. Of
     bitsandbytes the dynamic signed map takes its sign rule too: a negative value that would
-    round to zero gets the smallest negative level (code 126) instead.
+    round to zero gets the smallest negative level instead.
     """
-    table, _ = _tables(codec, signed)
+    written, table = _ladder(codec, signed)
     y = np.asarray(y, np.float64).ravel()
     codes, ties = np.empty(y.shape, np.uint8), np.empty(y.shape, bool)
     for start in range(0, y.size, 8192):
         part = slice(start, start + 8192)
         distance = np.abs(y[part, None] - table)
         if codec == "dynamic" and signed:
-            distance[y[part] < 0, 127:] = np.inf
-        codes[part] = distance.argmin(axis=1)
+            distance[np.ix_(y[part] < 0, table >= 0)] = np.inf
+        codes[part] = written[distance.argmin(axis=1)]
         first, second = np.partition(distance, 1, axis=1)[:, :2].T
         ties[part] = second - first < tie * (first + second)
     return codes, ties
@@ -103,7 +110,8 @@ def nearest_excess(y, codes, codec, signed):
 
     The fast form of `nearest` for many values; (0, gap) is a perfect code.
     """
-    table, padded = _tables(codec, signed)
+    _, table = _ladder(codec, signed)
+    padded = np.concatenate([[-np.inf], table, [np.inf]])
     y, codes = np.asarray(y, np.float64).ravel(), np.asarray(codes).ravel()
     above = np.searchsorted(table, y)  # table[above - 1] < y <= table[above]
     low, high = padded[above], padded[above + 1]
@@ -112,30 +120,81 @@ def nearest_excess(y, codes, codec, signed):
         low = np.where((y < 0) & ~np.isfinite(low), high, low)
     best = np.minimum(np.abs(y - low), np.abs(y - high))
     gap = np.where(np.isfinite(high - low), high - low, 0.0)
-    forbidden = (y < 0) & (codes >= 127) if codec == "dynamic" and signed else np.False_
-    return np.where(forbidden, np.inf, np.abs(y - table[codes]) - best), gap
+    value = levels(codec, signed)[codes]
+    forbidden = (y < 0) & (value >= 0) if codec == "dynamic" and signed else np.False_
+    forbidden = forbidden | (ranks(codes, codec, signed) < 0)
+    return np.where(forbidden, np.inf, np.abs(y - value) - best), gap
 
 
 def neighbours(y, codec, signed, zero_rule=False):
-    """The two codes that stochastic rounding may choose for `y`; equal on an exact level.
+    """The two codes that rounding may choose for `y`; equal on an exact level.
 
     With the zero rule (second moments) only an exact 0 may be stored as zero.
     """
-    table, _ = _tables(codec, signed)
-    y = np.asarray(y, np.float64)
-    lower = np.clip(np.searchsorted(table, y, side="right") - 1, lowest_code(codec, signed), 255)
-    upper = np.where((table[lower] < y) & (lower < 255), lower + 1, lower)
+    written, _ = _ladder(codec, signed)
+    lower, upper = _places(np.asarray(y, np.float64), codec, signed)
     if zero_rule:
-        lower = np.where((y > 0) & (lower == zero_code(codec, signed)), upper, lower)
-    return lower, upper
+        lower = np.where((np.asarray(y) > 0) & (written[lower] == 0), upper, lower)
+    return written[lower], written[upper]
+
+
+def _places(y, codec, signed):
+    _, table = _ladder(codec, signed)
+    lower = np.clip(np.searchsorted(table, y, side="right") - 1, 0, table.size - 1)
+    return lower, np.where((table[lower] < y) & (lower < table.size - 1), lower + 1, lower)
 
 
 def admissible(y, codes, codec, signed, slack=0.0, zero_rule=False):
-    """Where stochastic rounding may have stored `codes` for values within `slack` of `y`."""
-    lower, _ = neighbours(y - slack, codec, signed)
-    _, upper = neighbours(y + slack, codec, signed)
-    inside = (codes >= lower) & (codes <= upper)
-    return inside & ~((codes == zero_code(codec, signed)) & (y > 0)) if zero_rule else inside
+    """Where random rounding may have stored `codes` for values within `slack` of `y`."""
+    lower, _ = _places(y - slack, codec, signed)
+    _, upper = _places(y + slack, codec, signed)
+    place = ranks(codes, codec, signed)
+    inside = (place >= lower) & (place <= upper)
+    return inside & ~((np.asarray(codes) == 0) & (y > 0)) if zero_rule else inside
+
+
+def turned(y, u, codec, signed, zero_rule=False):
+    """The codes where rounding turns at the share `u` of every gap, counted from zero outwards.
+
+    Returns:
+      `(codes, distance, gap)`: how far `y` is from the next turn, and the gap that it lies in.
+    """
+    y, u = np.broadcast_arrays(np.asarray(y, np.float64), u)
+    table = levels(codec, signed)
+    table = np.sort(table[table >= 0])  # of rungs
+    top, size = table.size - 1, np.abs(y)
+    low = np.clip(np.searchsorted(table, size, side="right") - 1, 0, top - 1)
+    gap = table[low + 1] - table[low]
+    turn = table[low] + u * gap
+    rung = low + (size > turn)
+    distance = np.abs(size - turn)
+    # The turns of the gaps beside it.
+    below, above = np.maximum(low - 1, 0), np.minimum(low + 1, top - 1)
+    for i in (below, above):
+        other = table[i] + u * (table[i + 1] - table[i])
+        distance = np.where(i == low, distance, np.minimum(distance, np.abs(size - other)))
+    if zero_rule:
+        rung = np.where((y > 0) & (rung == 0), 1, rung)
+    sign = np.where(y < 0, -1, 1)
+    rung = np.where(y < 0, np.minimum(rung, 127), rung) if signed else rung  # -1 may have no level
+    return (sign * rung % 256).astype(np.uint8), distance, gap
+
+
+def dither(step, leaf, slot, shape, block_size):
+    """`u` of dithered rounding for every element of a leaf, by its documentation.
+
+    Args:
+      step: The number of the step, from 1.
+      leaf: The name of the leaf.
+      slot: The number of the slot among those of its optimizer, from 0.
+      shape: Of the leaf.
+      block_size: Elements that share a scale.
+    """
+    strides = (0x9E3779B9, 0x91E10DA5, 0xD1B54A33)
+    number = block_of(math.prod(shape), block_size).astype(object)
+    bits = step * strides[slot] + zlib.crc32(leaf.encode()) + number * 0xC13FA9A9
+    u = [((x % 2**32) // 2**9 + 0.5) / 2**23 for x in np.atleast_1d(bits)]
+    return np.array(u, np.float64).reshape(shape)
 
 
 # Blocks

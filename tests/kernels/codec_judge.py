@@ -54,10 +54,6 @@ def level_error(codec, signed):
     return units * 2.0**-24
 
 
-def written_codes(codec, signed):
-    return np.arange(oracles.lowest_code(codec, signed), 256).astype(np.uint8)
-
-
 def sample(shape, seed=0, signed=True, dtype=np.float32):
     """Normal values whose scale varies from element to element."""
     rng = np.random.default_rng(seed)

@@ -45,17 +45,20 @@ PERIODS = (2, 3, 5, 7, 8, 11, 13, 21, 29, 34, 48, 55, 64)
 
 
 class Rule(NamedTuple):
-    """A way to draw `u`: a Weyl sequence with these constants, or one of the two baselines."""
+    """A way to draw `u`: a Weyl sequence with these constants, or one of the baselines."""
 
     name: str
     strides: tuple = DEFAULT
     block: int | str | None = DEFAULT_B
     leaf: bool = True
     kind: str = "weyl"
+    nearest: tuple = ()
+    """The slots that are rounded to nearest instead."""
 
 
-NEAREST = Rule("nearest", kind="nearest")
-NEAREST_MAX = Rule("only nu_max to nearest", block="hash", kind="nearest nu_max")
+NEAREST = Rule("nearest", nearest=(0, 1, 2))
+NEAREST_MU = Rule("only mu to nearest", nearest=(0,))
+NEAREST_MAX = Rule("only nu_max to nearest", block="hash", nearest=(2,))
 RANDOM = Rule("random bits", kind="random")
 FLOAT32 = Rule("float32", kind="float32")
 
@@ -136,8 +139,7 @@ def draw(rules, t, slot, phases, key, shape):
     """`u` of every rule in one slot: a number for every block, or for every element."""
     strides = jnp.array([r.strides[slot] for r in rules], jnp.uint32)[:, None, None]
     u = to_fraction(t.astype(jnp.uint32) * strides + phases)[..., None]
-    halves = ("nearest", "nearest nu_max") if slot == 2 else ("nearest",)
-    u = jnp.where(jnp.array([r.kind in halves for r in rules])[:, None, None, None], 0.5, u)
+    u = jnp.where(jnp.array([slot in r.nearest for r in rules])[:, None, None, None], 0.5, u)
     if RANDOM in rules:
         which = jnp.array([r.kind == "random" for r in rules])[:, None, None, None]
         u = jnp.where(which, to_fraction(jax.random.bits(key, shape)), u)
@@ -571,6 +573,7 @@ def blocks(quick):
 def stall(quick):
     """Gradients that stop or turn, and least squares."""
     rules = main_rules() + [
+        NEAREST_MU,
         Rule("golden lattice", block=STRIDES["golden"]),
         Rule("mu: sqrt(2)-1", (STRIDES["sqrt(2)-1"],) * 3),
         Rule("mu: plastic", (STRIDES["plastic"],) * 3),
