@@ -115,6 +115,13 @@ def check_state(c, state, clipping):
             "The state has a `gnorm_history`, which this optimizer does not keep. Build it with "
             "`percentile_clipping`, or make a new state with `tx.init(params)`."
         )
+    counts = c.chosen.count_skipped
+    if not counts and state.skipped is not None:
+        raise ValueError(
+            "The state has a count `skipped`, which this optimizer does not keep. Build it with "
+            "`options=StateOptions(count_skipped=True)`, or leave the count behind with "
+            "`state._replace(skipped=None)`."
+        )
     if (c.bits == 8) != (state.mu_absmax is not None):
         needs, has = (c.layout, None) if c.bits == 8 else (None, c.layout)
         refuse_layout(needs, has, state.mu)
@@ -130,6 +137,12 @@ def check_state(c, state, clipping):
         raise ValueError(
             "The state has no `gnorm_history`: it was made without `percentile_clipping`. "
             "Make a new one with `tx.init(params)`."
+        )
+    if counts and state.skipped is None:
+        raise ValueError(
+            "The state has no `skipped`: it was made without `StateOptions(count_skipped=True)`. "
+            "Let it count from zero with `convert_state(state, params, tx)`, or make a new one "
+            "with `tx.init(params)`."
         )
 
 

@@ -30,12 +30,14 @@ def convert_state(state, params, tx) -> Any:
       tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
 
     Returns:
-      A state of `tx`. With `percentile_clipping`, and none in `state`, gradient norms start anew.
+      A state of `tx`. With `percentile_clipping`, and none in `state`, gradient norms start anew;
+      with `StateOptions(count_skipped=True)`, the count of skipped elements starts at zero.
 
     Raises:
       ValueError: The state is not one of the same kind of optimizer for these parameters: leaves
-        are missing, have another shape or dtype, or have no place. The message names the leaf, and
-        `state` is as it was.
+        are missing, have another shape or dtype, or have no place. Or it has numbers that no step
+        leaves behind: moments or scales that are NaN or infinite, negative scales or second moments
+        (not looked at while tracing). The message names the leaf, and `state` is as it was.
 
     Examples:
       >>> params = {"w": jnp.ones((64, 256))}
@@ -79,7 +81,8 @@ def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
         takes those that the parameters have.
       convert: Whether a state in another layout (bits, block size, codec) is welcome. The target is
         then the layout that was saved, and `convert_state(state, params, tx)` makes the state of
-        `tx` of what is restored. So are gradient norms that are missing.
+        `tx` of what is restored. So are gradient norms and a count of skipped elements that are
+        missing.
 
     Returns:
       A tree like the state of `tx`, in which every leaf is a `jax.ShapeDtypeStruct` with its
@@ -135,6 +138,12 @@ def _refuse_another(like, source, layout):
             "What was saved has no `gnorm_history`: its optimizer had no `percentile_clipping`. "
             f"Build this one without, or, so that norms start anew, {_CONVERT}."
         )
+    if like.skipped is not None and source.skipped is None:
+        raise ValueError(
+            "What was saved has no `skipped`: its optimizer had no "
+            "`StateOptions(count_skipped=True)`. Build this one without, or, so that it counts "
+            f"from zero, {_CONVERT}."
+        )
 
 
 _CONVERT = (
@@ -166,6 +175,8 @@ def _form(like, source, layout):
         for path, x in rows:
             check_history(path_string(path), source.history[path_string(path)], x)
         fields["gnorm_history"] = like.gnorm_history
+    if source.skipped is not None:
+        fields["skipped"] = _as_saved(source.skipped, like.skipped)
     if layout is not None:
         fields["layout"] = {layout.entry: like.count}
     return type(like)(**fields)

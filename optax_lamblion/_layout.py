@@ -71,9 +71,16 @@ def layout_of(field: Any) -> Layout:
         )
     codec, block, version = match.groups()
     if int(version) != FORMAT:
+        remedy = "Load it with the version that wrote it, or a newer one."
+        if int(version) < FORMAT:
+            remedy = (
+                "Its codes mean something else. With the version that wrote it make it one in 32 "
+                "bits (`convert_state` with `lion32bit()` or `lamb32bit()`), and convert that; or "
+                "make a new one with `tx.init(params)`."
+            )
         raise ValueError(
             f"The state has format {version}, and this version of optax_lamblion reads format "
-            f"{FORMAT}. Load it with the version that wrote it, or a newer one."
+            f"{FORMAT}. {remedy}"
         )
     if codec not in CODEC_NAMES:
         raise ValueError(

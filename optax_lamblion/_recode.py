@@ -1,5 +1,6 @@
 """Arrays of a state: from the form in which they are stored to another one."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax.core import Tracer
 
 from optax_lamblion._destination import fetch, put
 from optax_lamblion._layout import Layout, layout_of
+from optax_lamblion._placement import is_traced
 from optax_lamblion._state import LambState, LionState
 from optax_lamblion._trees import path_string
 from pallas_kernels import dequantize, quantize
@@ -33,11 +35,18 @@ class Stored(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What becomes a state: its count, its slots by name and leaf, and gradient norms by leaf."""
+    """What becomes a state.
+
+    - `count`: the steps taken.
+    - `slots`: the slots by name and leaf.
+    - `history`: the gradient norms by leaf.
+    - `skipped`: the elements that were left alone.
+    """
 
     count: Any
     slots: dict[str, dict[str, Stored]]
     history: dict[str, Any] | None = None
+    skipped: Any = None
 
 
 def is_ours(node) -> bool:
@@ -72,6 +81,9 @@ def fill(like, source, layout):
         fields["gnorm_history"] = jax.tree_util.tree_map_with_path(
             lambda path, x: put(_history(path_string(path), known, x), x), like.gnorm_history
         )
+    if like.skipped is not None:
+        skipped = 0 if source.skipped is None else source.skipped
+        fields["skipped"] = put(jnp.asarray(skipped, jnp.int32), like.skipped)
     if like.layout is not None:
         fields["layout"] = jax.tree.map(lambda x: put(jnp.zeros(x.shape, x.dtype), x), like.layout)
     return type(like)(**fields)
@@ -80,6 +92,7 @@ def fill(like, source, layout):
 def recode(leaf, stored, like, like_absmax, layout, name):
     """A slot of a leaf in the form of `like`: `(x, absmax)`."""
     check_stored(leaf, stored, like.shape)
+    refuse_broken(leaf, stored, name)
     x, absmax, has = stored
     if like.dtype == jnp.uint8:
         if x.dtype == jnp.uint8 and has == layout:
@@ -138,6 +151,41 @@ def check_stored(leaf, stored, shape):
         raise ValueError(
             f"State leaf {leaf} has dtype {x.dtype}; it needs to be uint8 codes or floating point."
         )
+
+
+def refuse_broken(leaf, stored, name):
+    """Raises `ValueError` if a slot has numbers that no step leaves behind.
+
+    Those are NaN and infinities; of scales, and of second moments, negative numbers too. What is
+    traced has no numbers to look at.
+    """
+    is_coded = stored.x.dtype == jnp.uint8
+    x = stored.absmax if is_coded else stored.x
+    not_negative = is_coded or SLOTS[name].second_moment
+    if isinstance(x, Tracer) or is_traced():
+        return
+    if isinstance(x, jax.Array):
+        # In the memory of the device, and leaf by leaf: the host may not have all of a leaf, nor
+        # the device room for two. NumPy's view of an array would keep a step from writing over it.
+        broken = int(_broken_on_device(fetch(x), not_negative))
+    else:
+        broken = int(_broken(np.asarray(x), not_negative, np))
+    if broken:
+        what = "scales" if is_coded else "numbers"
+        kinds = "NaN, infinite or negative" if not_negative else "NaN or infinite"
+        raise ValueError(
+            f"State leaf {leaf} has {what} that are {kinds} ({broken} of {x.size}). What "
+            "was saved is damaged, or the run had broken down before. Take an earlier checkpoint, "
+            "or let the leaf begin anew: zeros for all of its moments and scales."
+        )
+
+
+def _broken(x, not_negative, numpy):
+    sound = (x >= 0 if not_negative else x > -np.inf) & (x < np.inf)
+    return numpy.sum(~sound, dtype=np.int32)
+
+
+_broken_on_device = jax.jit(functools.partial(_broken, numpy=jnp), static_argnums=1)
 
 
 def check_history(leaf, x, like):

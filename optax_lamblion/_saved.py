@@ -84,7 +84,10 @@ class Saved:
             rows = jax.tree_util.tree_leaves_with_path(like.gnorm_history)
             leaves = [path_string(path) for path, _ in rows]
             history = {x: self._pop(_join(prefix, "gnorm_history", x)) for x in leaves}
-        return Source(count, slots, history), layout
+        skipped = None
+        if like.skipped is not None and self._has(_join(prefix, "skipped")):
+            skipped = self.take(_join(prefix, "skipped"), (), jnp.int32)
+        return Source(count, slots, history, skipped), layout
 
     def refuse_the_rest(self):
         """Raises `ValueError` if an array was not taken."""

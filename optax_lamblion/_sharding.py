@@ -76,7 +76,7 @@ def shardings_of(state, params, shardings=None, over=()):
     def of_ours(node):
         def of_field(name):
             field = getattr(node, name)
-            if name in ("count", "gnorm_history", "layout") or field is None:
+            if name in ("count", "gnorm_history", "layout", "skipped") or field is None:
                 return jax.tree.map(lambda _: everywhere, field)
             slot, is_scales = name.removesuffix("_absmax"), name.endswith("_absmax")
             scales = getattr(node, f"{slot}_absmax")

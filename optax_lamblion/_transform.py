@@ -23,7 +23,7 @@ from optax_lamblion._steps import step_leaves
 from optax_lamblion._trees import bools_like, path_string
 from pallas_kernels import rules
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither
+from pallas_kernels.dither import Dither, even_digits
 from pallas_kernels.step import Spec
 
 
@@ -129,6 +129,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             refuse_multi_steps()
         count: Any = optax.safe_increment(state.count)
         scalars = _scalars(c, state.count, count)
+        digits = tuple(map(even_digits, c.rule.decays(scalars)))
 
         paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(
             updates, is_leaf=lambda x: x is None
@@ -166,7 +167,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             )
             dither = Dither(count.astype(jnp.uint32), jnp.uint32(zlib.crc32(name.encode())))
             static = spec(decay is not False, "params" if apply else "updates", stacked)
-            return Leaf(static, g, p, old, used, s, dither)
+            return Leaf(static, g, p, old, used, s, dither.scrambled(digits))
 
         paths = [path_string(path) for path, _ in paths_and_grads]
         grads = [g for _, g in paths_and_grads]

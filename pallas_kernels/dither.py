@@ -6,15 +6,20 @@ A moment that lies a fraction `f` of the way between two levels is rounded up wh
 
 a Weyl sequence: so evenly spread over the steps that a moment goes up in a share `f` of them, and
 even a small change moves it in the end, which rounding to the nearest level would lose at every
-step. The number is one for all elements of a block. It takes no hash of an element, no stored
-state and no knowledge of where in its tensor an element lies; only the block's number is needed.
+step. Of its binary digits all but the first few are scrambled anew in every step: what happens in
+one percent of the steps then happens at no regular times, which would let go of a moment too early.
+
+The number is one for all elements of a block. It takes no hash of an element, no stored state and
+no knowledge of where in its tensor an element lies; only the block's number is needed.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.hashing import mix
 from pallas_kernels.places import Place
 
 STRIDES = (0x9E3779B9, 0x91E10DA5, 0xD1B54A33)
@@ -33,20 +38,47 @@ class Dither(NamedTuple):
     """uint32 scalar: the number of the step."""
     leaf: Any
     """uint32 scalar: what sets the leaf apart from others."""
+    scrambling: tuple[Any, ...] = ()
+    """For every slot which digits are other ones in this step (`scrambled`), uint32 scalars; none
+    without."""
     place: Place | None = None
     """Where in its tensor the shard lies that is stepped, if it is one."""
 
+    def scrambled(self, digits):
+        """It, with so many first digits left as they are in every slot (see `even_digits`)."""
+        noise = mix(self.step + self.leaf)
+        return self._replace(scrambling=tuple(noise >> n for n in digits))
+
     def numbers(self, count, block_size, first=None):
-        """The numbers of `count` consecutive blocks in their tensor, from `first` on (uint32)."""
+        """The numbers of `count` consecutive blocks in their tensor, from `first` on (uint32).
+
+        Without `block_size` there is one block, whatever part of the tensor is here.
+        """
         numbers = lax.iota(jnp.uint32, count)
         if first is not None:
             numbers = numbers + first
-        return numbers if self.place is None else self.place.block(numbers, block_size)
+        if self.place is None or block_size is None:
+            return numbers
+        return self.place.block(numbers, block_size)
 
     def fractions(self, slot, numbers):
         """`u` for blocks of these numbers, float32 strictly between 0 and 1; `slot` is an index."""
         phase = self.step * jnp.uint32(STRIDES[slot]) + self.leaf
-        return fraction(phase + numbers * jnp.uint32(BLOCK_STRIDE))
+        bits = phase + numbers * jnp.uint32(BLOCK_STRIDE)
+        return fraction(bits ^ self.scrambling[slot] if self.scrambling else bits)
+
+
+def even_digits(decay):
+    """How many digits of `u` stay evenly spread, for a moving average with this decay (uint32).
+
+    Evenness matters within what the average remembers, some 1 / (1 - decay) steps: a tenth of that
+    many intervals are even, at least 8. `tests.rounding.constants` compares other numbers.
+    """
+    if isinstance(decay, int | float):  # while nothing is compiled, arrays would take time
+        digits = math.floor(math.log2(0.1 / (1 - decay))) if decay < 1 else 23
+        return jnp.uint32(min(max(digits, 3), 23))
+    intervals = 0.1 / (1 - decay.astype(jnp.float32))
+    return jnp.clip(jnp.floor(jnp.log2(intervals)), 3, 23).astype(jnp.uint32)
 
 
 def fraction(bits):

@@ -156,10 +156,14 @@ def _bounded(rung, least, most):
 
 
 def _evenly(top):
+    def prepare(absmax, u):
+        # Rounding errors are not to move a value from the level that it lies on.
+        return _scale_and_u(absmax, u if is_nearest(u) else jnp.clip(u, 2.0**-14, 1 - 2.0**-14))
+
     def climb(y, least, u=NEAREST):
         return _bounded(top * y + (0.5 - u), least, top)
 
-    return _scale_and_u, climb
+    return prepare, climb
 
 
 def _cubes(top):

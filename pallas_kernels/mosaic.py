@@ -146,6 +146,8 @@ def step_piece(spec: Spec, g, p, target, start, slots, absmaxes, s, dither, *, i
     if spec.rule.from_old:
         signs, stored, skipped = _signs(call)
         p = jax.tree.map(lambda x: x.astype(jnp.float32), piece.of(p))  # None stays None
+        if p is not None:
+            signs = signs.reshape(p.shape)  # of a ragged leaf, parts are flat
         update = shared.update_from_signs(spec, signs, target.dtype, p, s)
         return Stepped(piece.put(target, update), *stored, skipped)
     stored, sums = _new_state(call)
@@ -270,7 +272,7 @@ class _Hyper(NamedTuple):
     """Those of which every layer of a stack has its own, `(scalars, layers)`; None if there are
     none."""
     dither: Any
-    """The step and the leaf, `(2,)`; None where nothing is rounded."""
+    """The numbers of a `Dither`; None where nothing is rounded."""
     place: Any
     names: tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -284,7 +286,7 @@ class _Hyper(NamedTuple):
         return cls(
             floats,
             jnp.stack(list(by_layer.values())) if by_layer else None,
-            None if dither is None else jnp.stack([dither.step, dither.leaf]),
+            None if dither is None else jnp.stack([dither.step, dither.leaf, *dither.scrambling]),
             None if dither is None or dither.place is None else _as_arrays(dither.place),
             (tuple(for_all), tuple(by_layer)),
         )
@@ -304,8 +306,9 @@ def _dither(small):
     """A `Dither` from references to the arrays of a `_Hyper`."""
     if small["dither"] is None:
         return None
+    step, leaf, *scrambling = (small["dither"][i] for i in range(small["dither"].shape[0]))
     place = jax.tree.map(lambda ref: ref[0], small["place"])
-    return Dither(small["dither"][0], small["dither"][1], place)
+    return Dither(step, leaf, tuple(scrambling), place)
 
 
 class _Call(NamedTuple):

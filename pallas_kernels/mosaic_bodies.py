@@ -165,7 +165,10 @@ def _count(tile, new, sums):
 
 def _store_moments(spec, tile, dither, new, state):
     """Writes the new moments of a tile. Returns them as a `State`, and roots that are at hand."""
-    prepared = shared.prepared(spec, new.absmaxes, dither, tile.blocks(dither.place))
+    # Mosaic finds no layout for numbers that nothing is made of, and searches without end.
+    dithered = any(codec.dithered for codec in spec.codecs)
+    numbers = tile.blocks(dither.place) if dithered else None
+    prepared = shared.prepared(spec, new.absmaxes, dither, numbers)
     stored, roots = [], []
     columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, state.codes, strict=True)
     for slot, codec, value, of_blocks, codes_ref in columns:

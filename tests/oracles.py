@@ -180,7 +180,7 @@ def turned(y, u, codec, signed, zero_rule=False):
     return (sign * rung % 256).astype(np.uint8), distance, gap
 
 
-def dither(step, leaf, slot, shape, block_size):
+def dither(step, leaf, slot, shape, block_size, decay=None):
     """`u` of dithered rounding for every element of a leaf, by its documentation.
 
     Args:
@@ -189,12 +189,23 @@ def dither(step, leaf, slot, shape, block_size):
       slot: The number of the slot among those of its optimizer, from 0.
       shape: Of the leaf.
       block_size: Elements that share a scale.
+      decay: Of the moving average that is stored; None for `u` whose digits are not scrambled.
     """
     strides = (0x9E3779B9, 0x91E10DA5, 0xD1B54A33)
-    number = block_of(math.prod(shape), block_size).astype(object)
-    bits = step * strides[slot] + zlib.crc32(leaf.encode()) + number * 0xC13FA9A9
-    u = [((x % 2**32) // 2**9 + 0.5) / 2**23 for x in np.atleast_1d(bits)]
-    return np.array(u, np.float64).reshape(shape)
+    name = zlib.crc32(leaf.encode())
+    number = np.atleast_1d(block_of(math.prod(shape), block_size)).astype(object)
+    bits = (step * strides[slot] + name + number * 0xC13FA9A9) % 2**32
+    if decay is not None:
+        even = 23 if decay == 1 else min(max(math.floor(math.log2(0.1 / (1 - decay))), 3), 23)
+        bits = bits ^ _lowbias32((step + name) % 2**32) // 2**even
+    return np.array((bits // 2**9 + 0.5) / 2**23, np.float64).reshape(shape)
+
+
+def _lowbias32(x):
+    """A published hash of 32-bit numbers (Wellons, 2018)."""
+    x = ((x ^ x >> 16) * 0x7FEB352D) % 2**32
+    x = ((x ^ x >> 15) * 0x846CA68B) % 2**32
+    return x ^ x >> 16
 
 
 # Blocks

@@ -7,12 +7,11 @@ import jax
 import numpy as np
 
 from optax_lamblion._bitsandbytes.arrays import QUANT_STATE
-from optax_lamblion._bitsandbytes.slots import adapts
+from optax_lamblion._bitsandbytes.slots import adapts, their_codes, their_map
 from optax_lamblion._layout import Layout
 from optax_lamblion._recode import Stored, is_ours, recode, stored_leaves
 from optax_lamblion._state import LionState
 from optax_lamblion._trees import first_names
-from pallas_kernels.codecs import decode, get_codec
 
 _EXCHANGE = Layout("dynamic", 256)
 
@@ -30,7 +29,7 @@ def to_bitsandbytes(
     """A state of Lion as a checkpoint for bitsandbytes' `Lion`, `Lion8bit` and their paged kin.
 
     Leaves in 8 bits get the codes and scales of bitsandbytes: those of
-    `StateOptions(codec="dynamic")` with blocks of 256 as they are, others stored again.
+    `StateOptions(codec="dynamic")` with blocks of 256 without any rounding, others stored again.
 
     Args:
       state: The state of a Lion, with that of the transformations around it.
@@ -96,9 +95,8 @@ def _exported(path, stored, adapt):
         return {"state1": np.ascontiguousarray(stored.x)}
     like = jax.ShapeDtypeStruct(stored.x.shape, np.uint8)
     codes, absmax = recode(leaf, stored, like, None, _EXCHANGE, "mu")
-    levels = decode(get_codec("dynamic", True), np.arange(256, dtype=np.uint8))
     return {
-        "state1": np.asarray(codes),
-        "qmap1": np.asarray(levels),
+        "state1": their_codes(np.asarray(codes), signed=True),
+        "qmap1": their_map(signed=True),
         "absmax1": np.asarray(absmax).reshape(-1),
     }

@@ -10,7 +10,7 @@ import numpy as np
 
 from optax_lamblion._bitsandbytes import files
 from optax_lamblion._bitsandbytes.arrays import as_arrays, parameter_numbers
-from optax_lamblion._bitsandbytes.slots import MOMENTS, adapts, our_absmax, unpack
+from optax_lamblion._bitsandbytes.slots import MOMENTS, adapts, our_absmax, our_codes, unpack
 from optax_lamblion._destination import put, with_places
 from optax_lamblion._placement import abstract_state
 from optax_lamblion._recode import SLOTS, Source, Stored, fill, is_ours, layout_in, stored_leaves
@@ -34,8 +34,9 @@ def from_bitsandbytes(
     Reads what any version of `bitsandbytes.optim` saved of Lion and LAMB, and of the Adam family,
     whose state is that of LAMB: in 8 or 32 bits, nested or flat, in blocks of 256 or 2048 elements
     or with one scale per tensor, by the maps of codes in the file. With
-    `StateOptions(codec="dynamic")` and the block size of the checkpoint, codes and scales are taken
-    over bit for bit; otherwise moments are decoded and stored as `tx` keeps them.
+    `StateOptions(codec="dynamic")` and the block size of the checkpoint, every code becomes the one
+    that has its value here, and scales keep their bits; otherwise moments are decoded and stored as
+    `tx` keeps them.
 
     Args:
       checkpoint: A file, `.pt` (needs PyTorch; nothing in it is executed) or `.safetensors`; or
@@ -232,7 +233,7 @@ def _stored(moment, path, adapt, form, target):
     if adapt is not None and adapts(adapt, path, moment.x):
         return Stored(np.asarray(adapt(path, moment.values())))
     if form.dtype == np.uint8 and moment.layout is not None and moment.layout == target:
-        return Stored(moment.x, our_absmax(moment), moment.layout)
+        return Stored(our_codes(moment.x, moment.signed), our_absmax(moment), moment.layout)
     return Stored(moment.values())
 
 

@@ -2,6 +2,11 @@
 
 Every version of the entry is understood: nested (0.49.2 and later) or flat, with blocks of 256 or
 2048 elements or one scale per tensor. What is damaged is refused by name.
+
+**Codes.** Over there the codes of a map rise with its values: of the signed one, 127 is zero and
+255 is 1. Here a signed code counts from zero in both directions, in two's complement: 0 is zero and
+128 is 1. Unsigned codes are the same. Between the two are `our_codes` and `their_codes`, and no
+other way.
 """
 
 from typing import NamedTuple
@@ -25,10 +30,11 @@ _SCRATCH = {"unorm_vec", "new_max1", "new_max2"}
 class Moment(NamedTuple):
     """A moment of a parameter, as it was saved.
 
-    - `x`: float32 in the parameter's shape, or uint8 codes.
+    - `x`: float32 in the parameter's shape, or uint8 codes of bitsandbytes.
     - `absmax`: the scales of codes, one per block.
     - `levels`: the values of the 256 codes, as saved.
     - `layout`: that of codes, or None if no codec of this package has their values.
+    - `signed`: whether their map has negative values.
     """
 
     x: np.ndarray
@@ -36,6 +42,7 @@ class Moment(NamedTuple):
     levels: np.ndarray | None = None
     block_size: int | None = None
     layout: Layout | None = None
+    signed: bool = True
 
     def values(self):
         """The moment in float32."""
@@ -96,7 +103,8 @@ def _moment(where, entry, i, block_size):
     name = f"{where}.state{i}"
     if x.dtype != np.uint8:
         return Moment(_checked(name, x, x.shape, not_negative=i == "2").astype(np.float32))
-    levels, layout_is_known = _levels(where, _get(where, entry, f"qmap{i}"), signed=i == "1")
+    signed = i == "1"
+    levels, layout_is_known = _levels(where, _get(where, entry, f"qmap{i}"), signed)
     if f"absmax{i}" in entry:
         key = f"absmax{i}"
         block = block_size or _block_size(f"{where}.{key}", x, entry[key])
@@ -106,7 +114,7 @@ def _moment(where, entry, i, block_size):
     absmax = _checked(f"{where}.{key}", _get(where, entry, key), (count,), not_negative=True)
     known = layout_is_known and block in (*BLOCK_SIZES, None)
     layout = Layout("dynamic", block) if known else None
-    return Moment(x, absmax.astype(np.float32), levels, block, layout)
+    return Moment(x, absmax.astype(np.float32), levels, block, layout, signed)
 
 
 def _get(where, entry, key):
@@ -135,14 +143,14 @@ def _levels(where, saved, signed):
         # 0.36 to 0.41.0 saved a longer map, of which its kernels used the first 256 values.
         return _checked(name, saved[:256], (256,)).astype(np.float32), False
     levels = _checked(name, saved, (256,)).astype(np.float32)
-    ours = np.asarray(decode(get_codec("dynamic", signed), np.arange(256, dtype=np.uint8)))
+    theirs = their_map(signed)
     # What makes the map in PyTorch differs by so much between processors.
-    off = np.abs(levels - ours) > 2 * np.spacing(np.abs(ours))
+    off = np.abs(levels - theirs) > 2 * np.spacing(np.abs(theirs))
     if off.any():
         code = int(np.argmax(off))
         raise ValueError(
             f"`{name}` is not the map of bitsandbytes' optimizers: code {code} means "
-            f"{levels[code]:.6g} in it, and {ours[code]:.6g} there. The file is damaged, or from "
+            f"{levels[code]:.6g} in it, and {theirs[code]:.6g} there. The file is damaged, or from "
             "another program."
         )
     return levels, True
@@ -163,6 +171,26 @@ def _checked(name, x, shape, not_negative=False):
     if not_negative and (x < 0).any():
         raise ValueError(f"`{name}` has negative numbers, which it cannot have: it is damaged.")
     return x
+
+
+_ZERO = 127
+"""The code of zero in bitsandbytes' signed map."""
+
+
+def our_codes(codes, signed):
+    """The codes here of what has these codes in bitsandbytes' map; uint8 wraps around."""
+    return np.asarray(np.subtract(codes, _ZERO, dtype=np.uint8)) if signed else codes
+
+
+def their_codes(codes, signed):
+    """The other way: what bitsandbytes' map has for these codes."""
+    return np.asarray(np.add(codes, _ZERO, dtype=np.uint8)) if signed else codes
+
+
+def their_map(signed):
+    """The values of bitsandbytes' codes, as its optimizers save them."""
+    codes = our_codes(np.arange(256, dtype=np.uint8), signed)
+    return np.asarray(decode(get_codec("dynamic", signed), codes))
 
 
 def our_absmax(moment):

@@ -49,7 +49,7 @@ def params(place="one device", kind=AxisType.Auto, seed=0):
 def filled(state, seed=0):
     """A state with other contents: moments as of a long run, and as many steps.
 
-    Some codes are those of zero, and some blocks have nothing but zeros in them.
+    Some codes are 0, and some blocks have a scale of 0.
     """
     rng = np.random.default_rng(seed)
 
@@ -64,6 +64,8 @@ def filled(state, seed=0):
             fields["gnorm_history"] = jax.tree.map(
                 lambda x: rng.uniform(1, 2, x.shape).astype(np.float32), node.gnorm_history
             )
+        if node.skipped is not None:
+            fields["skipped"] = np.int32(77)
         return type(node)(**fields)
 
     out = jax.tree.map(node, state, is_leaf=lambda x: isinstance(x, LionState | LambState))
@@ -79,9 +81,9 @@ def _slot(node, name, rng):
 
     def values(x):
         if x.dtype == np.uint8:
-            codes = rng.integers(1, 256, x.shape)
-            codes[rng.uniform(size=x.shape) < 0.1] = oracles.zero_code(codec, name == "mu")
-            return codes.astype(np.uint8)
+            codes = rng.choice(oracles.written(codec, name == "mu"), x.shape)
+            codes[rng.uniform(size=x.shape) < 0.1] = 0
+            return codes
         normal = rng.normal(size=x.shape) * 10.0 ** rng.uniform(-4, 0, x.shape)
         return (normal if name == "mu" else normal**2).astype(np.float32)
 

@@ -1,7 +1,8 @@
 """Training goes on from a converted state as from the old one, up to what the new layout rounds.
 
 How far an element may be off is computed, element by element: half the gap between two levels
-where moments are rounded to the nearest, all of it where at random or where zero is avoided.
+where moments are rounded to the nearest, as converting does, all of it where rounding is dithered,
+as in a step, or where zero is avoided.
 """
 
 import functools
@@ -32,7 +33,7 @@ G, P = (
 )
 
 
-def rounding(layout, values, state, name, leaf):
+def rounding(layout, values, state, name, leaf, dithered=False):
     """By how much storing values in a state may have changed them."""
     if getattr(state, name)[leaf].dtype != np.uint8:
         return 0.0
@@ -40,7 +41,7 @@ def rounding(layout, values, state, name, leaf):
     y = oracles.normalize(values, absmax, layout.block)
     _, gap = oracles.nearest_excess(y, np.zeros(y.size, int), layout.codec, name == "mu")
     scale = oracles.scale_of(absmax, values.shape, layout.block)
-    return (0.5 if name == "mu" else 1.0) * gap.reshape(y.shape) * scale
+    return (0.5 if name == "mu" and not dithered else 1.0) * gap.reshape(y.shape) * scale
 
 
 @functools.cache
@@ -80,7 +81,7 @@ class GoingOn:
         bound = keep * off
         for layout, x, after in zip(self.pair, (old, new), self.after, strict=True):
             exact = keep * x + (1 - keep) * add
-            bound = bound + rounding(layout, exact, after, name, leaf)
+            bound = bound + rounding(layout, exact, after, name, leaf, dithered=True)
             bound = bound + ROUNDING * (np.abs(keep * x) + np.abs((1 - keep) * add))
         return *(meant(*x, name, leaf) for x in zip(self.pair, self.after, strict=True)), bound
 

@@ -51,7 +51,8 @@ def damaged(name, tx, path, value, *fragments):
     return pytest.param(tx, replaced(tx, path, value), fragments, id=name)
 
 
-LION, LAMB = lion8bit(), lamb8bit(amsgrad=True, percentile_clipping=5)
+LION = lion8bit()
+LAMB = lamb8bit(amsgrad=True, percentile_clipping=5, options=StateOptions(count_skipped=True))
 DAMAGED = [
     damaged(
         "another shape", LION, "mu/layer/w", np.ones((8, 256), np.uint8),
@@ -95,16 +96,27 @@ DAMAGED = [
         "gnorm_history['layer/w']", "float64", "float32",
     ),
     damaged(
-        "a format to come", LION, "layout", {"power_256_v2": np.int32(0)},
-        "format 2", "reads format 1", "newer",
+        "a count of skipped elements in floats", LAMB, "skipped", np.float32(3),
+        "'skipped'", "float32", "int32",
     ),
     damaged(
-        "a codec to come", LION, "layout", {"cubic_256_v1": np.int32(0)},
+        "counts of skipped elements", LAMB, "skipped", np.ones(2, np.int32), "'skipped'", "(2,)",
+    ),
+    damaged(
+        "a format to come", LION, "layout", {"power_256_v3": np.int32(0)},
+        "format 3", "reads format 2", "newer",
+    ),
+    damaged(
+        "a format that was", LION, "layout", {"power_256_v1": np.int32(0)},
+        "format 1", "reads format 2", "32 bits", "`lion32bit()`", "`tx.init(params)`",
+    ),
+    damaged(
+        "a codec to come", LION, "layout", {"cubic_256_v2": np.int32(0)},
         'codec "cubic"', "newer",
     ),
     damaged(
-        "two layouts", LION, "layout", {"power_256_v1": np.int32(0), "power_64_v1": np.int32(0)},
-        "`layout`", "one entry", "'power_64_v1'",
+        "two layouts", LION, "layout", {"power_256_v2": np.int32(0), "power_64_v2": np.int32(0)},
+        "`layout`", "one entry", "'power_64_v2'",
     ),
     damaged("no layout", LION, "layout", None, "'mu/layer/w'", "'layout'", "not saved whole"),
 ]  # fmt: skip
@@ -126,7 +138,7 @@ def test_a_state_that_is_not_whole(tx, tree, fragments, tmp_path):
 
 
 def _other_blocks(tx):
-    options = StateOptions(block_size=64)
+    options = StateOptions(block_size=64, count_skipped=tx is LAMB)
     if tx is LION:
         return lion8bit(options=options)
     return lamb8bit(amsgrad=True, percentile_clipping=5, options=options)
@@ -148,6 +160,10 @@ OTHERS = [
         "clipping's", lion8bit(percentile_clipping=5), lion8bit(), "'gnorm_history/layer/b'",
         "no place",
     ),
+    other(
+        "one's that counts", lion8bit(options=StateOptions(count_skipped=True)), lion8bit(),
+        "'skipped'", "no place",
+    ),
     other("Adam's", optax.adam(1e-3), lion32bit(), "'0/nu/layer/b'", "no place"),
     other("another one's", optax.sgd(1e-3, momentum=0.9), lion8bit(), "no state of Lion or LAMB"),
     other("no state", optax.identity(), lion8bit(), "no"),
@@ -166,6 +182,14 @@ OTHERS = [
 @pytest.mark.parametrize(("saved", "tx", "fragments"), OTHERS)
 def test_the_state_of_another_optimizer(saved, tx, fragments):
     check(lambda: convert_state(saved.init(P), P, tx), ValueError, fragments)
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_update_refuses_another_format(version):
+    state = lion8bit().init(P)
+    state = state._replace(layout={f"power_256_v{version}": jnp.int32(0)})
+    wants = [f"format {version}", "reads format 2"]
+    check(lambda: lion8bit().update(P, state, P), ValueError, wants)
 
 
 def test_other_parameters():

@@ -64,7 +64,7 @@ def test_imports_can_be_turned_and_stored_in_another_way(tmp_path):
     words = ["--names", str(names), "--transpose", "*kernel", "--codec", "power"]
     assert main(["convert", source, str(target), *words, "--block-size", "64"]) == 0
     state = restore(target)
-    assert list(state["layout"]) == ["power_64_v1"]
+    assert list(state["layout"]) == ["power_64_v2"]
     assert state["mu"]["a"]["kernel"].shape == (96, 64)
     assert main(["convert", source, str(tmp_path / "32"), "--bits", "32"]) == 0
     assert {x.dtype for x in jax.tree.leaves(restore(tmp_path / "32")["mu"])} == {

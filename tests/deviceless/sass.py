@@ -7,10 +7,13 @@ and leaves what they print beside the PTX: `.ptxas`, `.sass_ctrl`.
 import collections
 import math
 import re
+from typing import Any, NamedTuple
 
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
 _LABEL = re.compile(r"^\s*(\.L_\w+|\$\S+):\s*$")
 _TARGET = re.compile(r"`\(([^)]*)\)")
+_PREDICATE = re.compile(r"U?P(?:T|R|\d+)\b")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?(?![\w.])", re.IGNORECASE)
 _JUMPS = ("BRA", "BRX", "JMP", "JMX")
 _LOADS, _STORES = ("LD", "LDG"), ("ST", "STG")  # generic and global: the same memory here
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
@@ -38,13 +41,42 @@ def assembled(log, architecture):
     }
 
 
+class _Instruction(NamedTuple):
+    opcode: str
+    predicate: str | None
+    """What has to hold for it, such as `P0` or `!UP1`."""
+    operands: str
+    target: str | None
+    back: bool
+    """Whether it jumps back."""
+
+    @property
+    def name(self):
+        return self.opcode.split(".")[0]
+
+    @property
+    def writes(self):
+        """Predicates that it may write: those before the second operand that is none."""
+        found, others = set(), 0
+        for operand in self.operands.split(","):
+            match = _PREDICATE.fullmatch(operand.strip(" ;"))
+            if match:
+                found.add(match[0])
+            elif others := others + 1:
+                if others == 2:
+                    break
+        return found
+
+
 def disassembled(text):
     """What the machine code holds.
 
     `instructions` leaves out what never runs: the padding and the trap behind the end of a
     function. `loops` are jumps back, `branches` jumps ahead; `calls` are calls of functions that
     the assembler keeps out of line, such as careful division. `shortest` is the number of
-    instructions on the shortest way through, None if there are loops.
+    instructions on the shortest way through, None if there are loops. `numbers` are those that
+    instructions have as operands, with a digit after the point or an exponent: how many there are,
+    and how many on the shortest way.
     """
     code, labels, last, trapped = [], {}, None, False
     for line in text.splitlines():
@@ -56,34 +88,93 @@ def disassembled(text):
             target = target and target[1]
             trapped = opcode == "BRA" and target is not None and target == last
             if not trapped:
-                code.append((opcode, target, target in labels, bool(found[1])))
+                predicate = found[1] and found[1].strip()[1:]
+                back = target in labels
+                code.append(_Instruction(opcode, predicate, found[3], target, back))
             last = None
         elif found and found[2] != "NOP":
             raise ValueError(f"Code that nothing jumps to: {line.strip()}")
-    names = [opcode.split(".")[0] for opcode, *_ in code]
-    jumps = [back for (_, _, back, _), name in zip(code, names, strict=True) if name in _JUMPS]
+    names = [instruction.name for instruction in code]
+    jumps = [instruction.back for instruction in code if instruction.name in _JUMPS]
+    way = None if any(jumps) else _shortest_way(code, labels)
     return {
         "instructions": len(code),
-        "shortest": None if any(jumps) else _shortest(code, names, labels),
+        "shortest": way and len(way),
         "loops": sum(jumps),
         "branches": len(jumps) - sum(jumps),
         "calls": names.count("CALL"),
         "load_widths": _widths(code, _LOADS),
         "store_widths": _widths(code, _STORES),
         "opcodes": dict(collections.Counter(names).most_common()),
+        "numbers": _numbers(code, way or []),
     }
 
 
-def _shortest(code, names, labels):
-    """The fewest instructions from the start to the end; early exits under a condition apart."""
-    left = [0] * (len(code) + 1)  # from each instruction to the end
-    for i in range(len(code) - 1, -1, -1):
-        _, target, _, conditional = code[i]
-        ahead = [left[i + 1]] if conditional or names[i] not in (*_JUMPS, "EXIT") else []
-        if names[i] in _JUMPS:
-            ahead.append(left[labels[target]])
-        left[i] = 1 + min(ahead, default=0)
-    return left[0]
+def _shortest_way(code, labels):
+    """The instructions on the shortest way from the start to an end, as indices.
+
+    What a jump has shown of a predicate holds until that is written again, so two conditions that
+    exclude each other are not passed by both. Of an exit under a condition of which nothing is
+    known, that of blocks of threads that have nothing to do, the way is the one that goes on.
+    """
+    known_ways: dict[Any, list[int]] = {}
+
+    def way_from(i, known):
+        key = i, frozenset(known.items())
+        if key not in known_ways:
+            known_ways[key] = _way_from(i, dict(known))
+        return known_ways[key]
+
+    def _way_from(i, known):
+        way = []
+        while i < len(code):
+            instruction = code[i]
+            way.append(i)
+            jumps = instruction.name in _JUMPS
+            if jumps or instruction.name == "EXIT":
+                holds = _holds(instruction.predicate, known)
+                ahead = labels[instruction.target] if jumps else len(code)
+                if holds is None and jumps:
+                    taken = way_from(ahead, known | _shown(instruction.predicate, True))
+                    passed = way_from(i + 1, known | _shown(instruction.predicate, False))
+                    return way + min(taken, passed, key=len)
+                if holds is None:
+                    known |= _shown(instruction.predicate, False)
+                elif holds:
+                    i = ahead
+                    continue
+            for predicate in instruction.writes:
+                if predicate in ("PR", "UPR"):  # all of them
+                    known = {}
+                known.pop(predicate, None)
+            i += 1
+        return way
+
+    return way_from(0, {})
+
+
+def _shown(predicate, holds):
+    return {predicate.lstrip("!"): holds != predicate.startswith("!")}
+
+
+def _holds(predicate, known):
+    """Whether a predicate holds; None if that is not known."""
+    if predicate is None or predicate in ("PT", "UPT"):
+        return True
+    value = known.get(predicate.lstrip("!"))
+    return None if value is None else value != predicate.startswith("!")
+
+
+def _numbers(code, way):
+    """`{number: [how many there are, how many on the way]}`."""
+    way, found = set(way), {}
+    for i, instruction in enumerate(code):
+        for text in _NUMBER.findall(instruction.operands):
+            if "." in text or "e" in text.lower():
+                counts = found.setdefault(str(float(text)), [0, 0])
+                counts[0] += 1
+                counts[1] += i in way
+    return dict(sorted(found.items()))
 
 
 def instructions_on_main_path(kernel, branches=0):
@@ -119,8 +210,8 @@ def instructions_per_element(kernel, elements, branches=0):
 def _widths(code, opcodes):
     """How many accesses there are of each width in bytes (as text, as JSON has it)."""
     found = collections.Counter()
-    for opcode, *_ in code:
-        name, *flags = opcode.split(".")
+    for instruction in code:
+        name, *flags = instruction.opcode.split(".")
         if name in opcodes:
             found[str(next((_WIDTHS[flag] for flag in flags if flag in _WIDTHS), 4))] += 1
     return dict(sorted(found.items()))

@@ -157,6 +157,58 @@ def test_code_that_never_runs_is_not_counted():
     assert (code["load_widths"], code["store_widths"]) == ({"16": 1}, {"1": 1})
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("@!P0 BRA `(.L_x_0)", "@P0 EXIT"),  # ends here where the first part ran
+        ("@!P0 BRA `(.L_x_0)", "@P0 BRA `(.L_x_1)"),
+        ("@!UP1 BRA `(.L_x_0)", "@UP1 EXIT"),
+    ],
+)
+@pytest.mark.parametrize("short_first", [True, False])
+def test_the_shortest_way_is_one_of_two_that_exclude_each_other(first, second, short_first):
+    """Neither is passed by, and not both are run, however the code skips the other one."""
+    parts = ["FADD R1, R1, R2 ;"], 5 * ["FMUL R1, R1, 8.5e+37 ;"]
+    lines = [first + " ;", *parts[not short_first], ".L_x_0:", second + " ;"]
+    lines += [*parts[short_first], ".L_x_1:", "EXIT ;"]
+    code = sass.disassembled(assembly(lines))
+    # The first condition, a part, the second condition; and the end, if the second one is a jump,
+    # or is an exit that is not taken.
+    ends = not (short_first and "EXIT" in second)
+    assert code["shortest"] == 1 + len(parts[0]) + 1 + ends
+    assert code["numbers"] == {"8.5e+37": [5, 0]}
+
+
+@pytest.mark.parametrize(
+    ("between", "shortest"),
+    [
+        ("SEL R1, R2, R3, P0", 5),  # one of the two parts runs
+        ("ISETP.GE.AND P1, P2, R1, R2, P0", 5),
+        ("ISETP.GE.AND P0, PT, R1, R2, PT", 4),  # both may be skipped
+        ("IADD3 R1, P1, P0, R2, R3, R4", 4),
+        ("PLOP3.LUT P0, PT, P1, P2, PT, 0x8, 0x0", 4),
+        ("R2P PR, R1, 0x7f", 4),
+    ],
+)
+def test_a_predicate_that_is_written_again_is_not_known(between, shortest):
+    lines = ["@!P0 BRA `(.L_x_0) ;", "FADD R1, R1, R2 ;", "FADD R1, R1, R2 ;", ".L_x_0:"]
+    lines += [between + " ;", "@P0 BRA `(.L_x_1) ;", "FMUL R1, R1, R2 ;", ".L_x_1:", "EXIT ;"]
+    assert sass.disassembled(assembly(lines))["shortest"] == shortest
+
+
+def test_an_exit_of_blocks_that_have_nothing_to_do_is_not_the_way():
+    lines = ["@P0 EXIT ;", "FADD R1, R1, R2 ;", "@!P0 EXIT ;", "FADD R1, R1, R2 ;", "EXIT ;"]
+    assert sass.disassembled(assembly(lines))["shortest"] == 3
+
+
+def assembly(lines):
+    """Lines of machine code as the disassembler prints them."""
+    return "\n".join(
+        line if line.startswith(".") else f"/*{16 * i:04x}*/  {line}"
+        for i, line in enumerate(lines)
+    )
+
+
 def test_an_access_that_is_not_understood_is_an_error():
     argument = "%0 = builtin.unrealized_conversion_cast %p : !s to memref<8xf32> " + (
         "{mosaic_gpu.from_kernel_arg_idx = 0 : i32}\n"

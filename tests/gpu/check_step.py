@@ -11,9 +11,13 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import mosaic, rules, xla
+from pallas_kernels.blocks import as_rows
+from pallas_kernels.pieces import GRAIN
+from pallas_kernels.places import Place
 from tests.gpu import comparing
 
 TILES = (4096, 4096)
@@ -54,6 +58,9 @@ class Case:
     poison: dict[int, float] = dataclasses.field(default_factory=dict)
     zeros: bool = False
     fresh: bool = False
+    lost: tuple[int, ...] = ()
+    """Blocks whose old scales are no numbers."""
+    count_skipped: bool = False
     has_params: bool = True
     change: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of scalars."""
@@ -69,6 +76,7 @@ class Case:
         words = [self.rule.name, self.emit, "x".join(map(str, self.shape)), f"p={self.p}"]
         words += [f"g={self.g}", f"block={self.block}", self.codec, f"decay={self.decay}"]
         words += ["poison"] * bool(self.poison) + ["zeros"] * self.zeros + ["fresh"] * self.fresh
+        words += [f"lost={list(self.lost)}"] * bool(self.lost) + ["count"] * self.count_skipped
         words += ["no params"] * (not self.has_params) + [
             f"{k}={v}" for k, v in self.change.items()
         ]
@@ -89,6 +97,10 @@ def cases(rule):
         yield Case(rule, emit, (3, 5, 7, 64), poison=POISON)
         yield Case(rule, emit, (9, 512), "float32", "float32", decay="coupled", poison=POISON)
         yield Case(rule, emit, (4099,), decay=None)
+        # The first tile has what is to be skipped, the second has not, the rest has.
+        poison = POISON | {8200: np.nan}
+        yield Case(rule, emit, (33, 256), "float32", poison=poison, count_skipped=True)
+        yield Case(rule, emit, (9, 512), poison=POISON, lost=(1, 3), count_skipped=True)
     yield Case(rule, "params", (5000,), codec="dynamic", poison=POISON)
     yield Case(rule, "params", zeros=True)
     yield Case(rule, "updates", zeros=True, fresh=True)
@@ -97,11 +109,16 @@ def cases(rule):
         yield Case(rule, emit, (33, 1024), block=block)
         yield Case(rule, emit, (50001,), "float32", "float32", block=block)
     yield Case(rule, "params", decay="coupled", change={"grad_scale": 0.37})
+    yield Case(rule, "params", (40, 1024), count_skipped=True)
     if rule.from_old:
         yield Case(rule, "updates", decay=None, has_params=False)
     else:
         yield Case(rule, "params", change={"ratio_scale": 0.5, "ratio_high": 1.0})
         yield Case(rule, "params", change={"ratio_low": 0.01, "ratio_high": 0.02})
+
+
+PARTS = (2 * GRAIN + 4700,), (66, 2048)
+"""Shapes of leaves that are stepped part by part: in pieces, and as shards."""
 
 
 def checks(rule, run):
@@ -117,6 +134,17 @@ def checks(rule, run):
         if skipped:
             continue
         yield case.name, functools.partial(_check, case, run)
+    for shape in PARTS:
+        if not run.tiny:
+            case = Case(rule, "updates", shape, "float32", "float32", count_skipped=True)
+            yield f"pieces have the bits of the leaf: {case.name}", functools.partial(
+                _in_pieces, case, run
+            )
+    if not run.tiny:
+        case = Case(rule, "updates", (64, 2048), "float32", "float32")
+        yield f"shards have the bits of the tensor: {case.name}", functools.partial(
+            _in_shards, case, run
+        )
 
 
 lion = functools.partial(checks, rules.LION)
@@ -124,13 +152,65 @@ lamb = functools.partial(checks, rules.LAMB)
 lamb_amsgrad = functools.partial(checks, rules.LAMB_AMSGRAD)
 
 
-def _check(case, run):
-    spec, given = comparing.spec(case), comparing.inputs(case)
-    step = functools.partial(mosaic.step, spec)
+def _by_kernels(function, run, *static):
+    """A function of `mosaic`, compiled, or in the interpreter."""
     if run.interpret:
         from tests.kernels.interpreted import INTERPRET
 
-        step = functools.partial(step, interpret=INTERPRET)
-    kernel = jax.block_until_ready(jax.jit(step)(*given))
+        function = functools.partial(function, interpret=INTERPRET)
+    return jax.jit(functools.partial(function, *static))
+
+
+def _check(case, run):
+    spec, given = comparing.spec(case), comparing.inputs(case)
+    kernel = jax.block_until_ready(_by_kernels(mosaic.step, run, spec)(*given))
     general = jax.block_until_ready(jax.jit(functools.partial(xla.step, spec))(*given))
     return comparing.judge(case, given, kernel, general)
+
+
+def _in_pieces(case, run):
+    """A leaf in two pieces, of which the second begins after a grain."""
+    spec, given = comparing.spec(case), comparing.inputs(case)
+    g, p, slots, absmaxes, s, dither = given
+    whole = _by_kernels(mosaic.step, run, spec)(*given)
+    of_whole = [x.reshape(-1) for x in (*whole.slots, *whole.absmaxes)]
+    skipped = 0.0
+    for first, last in ((0, 1), (1, None)):
+        part = slice(first * GRAIN, None if last is None else last * GRAIN)
+        blocks = slice(part.start // case.block, None if last is None else part.stop // case.block)
+        codes = tuple(as_rows(x.reshape(-1)[part], case.block) for x in slots)
+        scales = tuple(a.reshape(-1)[blocks] for a in absmaxes)
+        step = mosaic.moments_piece if spec.rule.trust_ratio else mosaic.step_piece
+        target = () if spec.rule.trust_ratio else (jnp.zeros(g.shape, g.dtype),)
+        arrays = g, p, *target, jnp.int32(first), codes, scales, s, dither
+        made = _by_kernels(step, run, spec)(*arrays)
+        new_codes, new_scales = made[:2] if spec.rule.trust_ratio else made[1:3]
+        for seen, expected, where in zip(
+            (*new_codes, *new_scales),
+            of_whole,
+            [part] * len(slots) + [blocks] * len(slots),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(seen.reshape(-1), expected[where])
+        skipped += float(made[-1])
+    assert skipped == float(whole.skipped)
+    return {"elements": math.prod(case.shape)}
+
+
+def _in_shards(case, run):
+    """A tensor in shards of whole tiles, divided along both axes."""
+    spec, given = comparing.spec(case), comparing.inputs(case)
+    *arrays, s, dither = given
+    whole = _by_kernels(mosaic.step, run, spec)(*given)
+    rows, columns = case.shape[0] // 2, case.shape[1] // 2
+    for i, j in itertools.product(range(2), range(2)):
+        def shard(x, i=i, j=j):
+            a, b = (n // 2 for n in x.shape)
+            return x[i * a : (i + 1) * a, j * b : (j + 1) * b]
+
+        place = Place(case.shape, (rows, columns), (jnp.uint32(i * rows), jnp.uint32(j * columns)))
+        here = jax.tree.map(shard, tuple(arrays))
+        made = _by_kernels(mosaic.step, run, spec)(*here, s, dither._replace(place=place))
+        expected = jax.tree.map(shard, (whole.slots, whole.absmaxes))
+        jax.tree.map(np.testing.assert_array_equal, (made.slots, made.absmaxes), expected)
+    return {"elements": math.prod(case.shape)}

@@ -95,6 +95,7 @@ def test_nothing_starts_after_the_deadline(tmp_path):
     assert found["reason"] == "out of time"
 
 
+POISON = check_step.POISON
 STEPS = [
     check_step.Case(rules.LION, "params", p="float32", g="float32"),
     check_step.Case(rules.LAMB, "updates"),
@@ -102,34 +103,95 @@ STEPS = [
 ]
 
 
-@pytest.mark.parametrize("case", STEPS, ids=lambda case: f"{case.rule.name}-{case.emit}")
-def test_the_judge_of_a_step_notices_small_mistakes(case):
+def step_of(case):
+    """A case, what it is given, XLA's step as a function, and what that makes of it."""
     given = comparing.inputs(case)
     step = jax.jit(functools.partial(xla.step, comparing.spec(case)))
     seen = step(*given)
     comparing.judge(case, given, seen, seen)
-    out, slots, absmaxes = seen
+    return given, step, seen
+
+
+def by_name(case):
+    return f"{case.rule.name}-{case.emit}"
+
+
+@pytest.mark.parametrize("case", STEPS, ids=by_name)
+def test_the_judge_of_a_step_notices_small_mistakes(case):
+    given, step, seen = step_of(case)
+    out, slots, absmaxes, _ = seen
     last = slots[-1].at[2, 7].set(slots[-1][2, 7] ^ 3)
     mistakes = [
-        (out, (slots[0] ^ 1, *slots[1:]), absmaxes),
-        (out, (*slots[:-1], last), absmaxes),
-        (out, slots, (absmaxes[0] * 1.00001, *absmaxes[1:])),
-        (out.at[3, 3].set(out[3, 3] * 1.02), slots, absmaxes),
-        (out * 0, slots, absmaxes),
+        seen._replace(slots=(slots[0] ^ 1, *slots[1:])),
+        seen._replace(slots=(*slots[:-1], last)),
+        seen._replace(absmaxes=(absmaxes[0] * 1.00001, *absmaxes[1:])),
+        seen._replace(out=out.at[3, 3].set(out[3, 3] * 1.02)),
+        seen._replace(out=out * 0),
+        seen._replace(out=out.at[3, 3].set(jnp.nan)),
+        seen._replace(skipped=jnp.float32(0)),
     ]
     for field in ("one_minus_b2", "step_size", "weight_decay"):
         s = given[4]._replace(**{field: 1.05 * getattr(given[4], field)})
         mistakes.append(step(*given[:4], s, given[5]))
-    if any(slot.second_moment for slot in case.rule.slots):
-        mistakes.append(step(*given[:5], jnp.uint32(1)))  # another key
     for mistake in mistakes:
         with pytest.raises(AssertionError):
             comparing.judge(case, given, mistake, seen)
 
 
+@pytest.mark.parametrize("case", STEPS, ids=by_name)
+def test_the_judge_of_a_step_predicts_the_dither_of_every_block(case):
+    """Another step, leaf, slot or block rounds elsewhere, by either implementation."""
+    given, step, seen = step_of(case)
+    *arrays, dither = given
+    others = [dither._replace(step=dither.step + 1), dither._replace(leaf=~dither.leaf)]
+    mistakes = [step(*arrays, other) for other in others]
+    first = jnp.uint32(1)  # blocks are counted from another number on
+    mistakes.append(
+        jax.jit(functools.partial(xla.step, comparing.spec(case), first=first))(*given)
+    )
+    codes = seen.slots[0]  # one block that was rounded as its neighbour would be
+    mistakes.append(seen._replace(slots=(codes.at[4].set(mistakes[2].slots[0][4]), *seen.slots[1:])))
+    for mistake in mistakes:
+        for pair in ((mistake, seen), (seen, mistake)):
+            with pytest.raises(AssertionError, match="codes of (kernel|XLA) wrong"):
+                comparing.judge(case, given, *pair)
+
+
+@pytest.mark.parametrize("rule", [rules.LION, rules.LAMB], ids=lambda rule: rule.name)
+def test_the_judge_of_a_step_knows_what_is_lost_and_what_is_skipped(rule):
+    case = check_step.Case(
+        rule, "params", p="float32", poison=POISON, lost=(1, 3), count_skipped=True
+    )
+    given, _, seen = step_of(case)
+    # All of them, but for -1e25, which only a rule that squares it cannot take.
+    assert float(seen.skipped) == len(POISON) - rule.from_old
+    quiet = jnp.where(jnp.isnan(seen.out), given[1].astype(seen.out.dtype), seen.out)
+    mistakes = [
+        seen._replace(out=quiet),
+        seen._replace(absmaxes=(jnp.nan_to_num(seen.absmaxes[0]), *seen.absmaxes[1:])),
+        seen._replace(skipped=seen.skipped + 1),
+        seen._replace(skipped=None),
+    ]
+    for mistake in mistakes:
+        with pytest.raises(AssertionError):
+            comparing.judge(case, given, mistake, seen)
+
+
+@pytest.mark.parametrize("case", [STEPS[0], STEPS[1]], ids=by_name)
+def test_of_a_large_leaf_every_sixteenth_block_is_predicted(case, monkeypatch):
+    monkeypatch.setattr(comparing, "LARGE", 4096)
+    given, _, seen = step_of(case)
+    codes = seen.slots[0]
+    at = codes.at[8, 5].set(codes[8, 5] ^ 3)  # block 16
+    wrong = seen._replace(slots=(at, *seen.slots[1:]))
+    with pytest.raises(AssertionError, match="codes of kernel wrong"):
+        comparing.judge(case, given, wrong, wrong)
+
+
 def test_every_case_of_a_step_has_a_name_of_its_own():
+    run = Run(quick=False, interpret=False, leaves=2, shape=(1024, 1024))
     for rule in (rules.LION, rules.LAMB):
-        names = [case.name for case in check_step.cases(rule)]
+        names = [name for name, _ in check_step.checks(rule, run)]
         assert len(names) == len(set(names))
 
 

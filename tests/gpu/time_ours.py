@@ -15,6 +15,7 @@ from optax_lamblion import StateOptions, apply_fused
 from optax_lamblion.demo import shapes
 from pallas_kernels import get_codec, mosaic, rules
 from pallas_kernels.blocks import absmax_shape
+from pallas_kernels.dither import Dither
 from pallas_kernels.mosaic_tile import INTERPRET
 from pallas_kernels.step import Spec
 from tests.gpu import floors
@@ -53,6 +54,7 @@ def programs(run):
         (dtype, pair), *_ = MIXED.items()
         yield ours("large", leaves, name, dtype, pair, True)
         yield ours("large", leaves, name, "bf16", bf16, True, codec="dynamic")
+        yield ours("large", leaves, name, "bf16", bf16, True, count_skipped=True)
     yield ours("large", leaves, "lion8bit", "f32", DTYPES["f32"], True, codec="dynamic")
     for rule, per_thread in itertools.product((rules.LION, rules.LAMB), (8, 16, 32)):
         yield tiled(leaves, rule, per_thread, INTERPRET if run.interpret else None)
@@ -147,15 +149,20 @@ def elements(leaves):
     return sum(map(math.prod, leaves.values()))
 
 
-def ours(what, leaves, name, dtype, pair, fused, implementation=None, codec="power", profile=False):
+def ours(
+    what, leaves, name, dtype, pair, fused, implementation=None, codec="power", profile=False,
+    count_skipped=False,
+):  # fmt: skip
     """A `Program`: one step of an optimizer of this package."""
-    options = StateOptions(implementation=implementation, codec=codec)
+    options = StateOptions(
+        implementation=implementation, codec=codec, count_skipped=count_skipped
+    )
     tx = getattr(optax_lamblion, name)(1e-4, weight_decay=0.1, options=options)
     params, grads = trees(leaves, pair)
     step, carry = stepping(tx, params, fused)
     mode = "apply_fused" if fused else "update"
     form = mode + (", xla" if implementation == "xla" else "")
-    words = [name, dtype, form] + [codec] * (codec != "power")
+    words = [name, dtype, form] + [codec] * (codec != "power") + ["count"] * count_skipped
     p, g = (jnp.dtype(x).itemsize for x in pair)
     about = {
         "what": what,
@@ -164,6 +171,7 @@ def ours(what, leaves, name, dtype, pair, fused, implementation=None, codec="pow
         "mode": mode,
         "implementation": implementation,
         "codec": codec,
+        "count_skipped": count_skipped,
         "tensors": len(leaves),
     }
     return Program(
@@ -188,16 +196,16 @@ def tiled(leaves, rule, per_thread, interpret):
     def carry():
         made = {}
         for name, p in params().items():
-            codes = tuple(jnp.full(p.shape, codec.zero_code, jnp.uint8) for codec in codecs)
+            codes = tuple(jnp.zeros(p.shape, jnp.uint8) for _ in codecs)
             scale = jnp.zeros(absmax_shape(p.shape, 256))
             made[name] = p, codes, tuple(jnp.copy(scale) for _ in codecs)
         return made
 
     def step(carry, grads):
-        key, made = jnp.uint32(1), {}
+        dither, made = Dither(jnp.uint32(1), jnp.uint32(1)), {}
         for name, (p, codes, absmaxes) in carry.items():
-            given = grads[name], p, codes, absmaxes, scalars, key
-            made[name] = mosaic.step(spec, *given, interpret=interpret)
+            given = grads[name], p, codes, absmaxes, scalars, dither
+            made[name] = mosaic.step(spec, *given, interpret=interpret)[:3]
         return made
 
     return Program(

@@ -16,6 +16,7 @@ from optax_lamblion import (
     lion32bit,
 )
 from optax_lamblion._bitsandbytes import files
+from tests import oracles
 from tests.interop import problem
 
 FOLDER = pathlib.Path(__file__).parent / "checkpoints"
@@ -32,6 +33,11 @@ def slots(checkpoint, number=0):
     """The dict with the slots of a parameter, wherever this version has it."""
     entry = checkpoint["state"][number]
     return entry.get("__bnb_optimizer_quant_state__", entry)
+
+
+def our_codes(codes, signed):
+    """The codes that have the same values here: those of bitsandbytes' map rise with its values."""
+    return oracles.written("dynamic", signed)[codes]
 
 
 def hyperparameters(checkpoint, number=0):

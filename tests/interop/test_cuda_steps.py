@@ -43,7 +43,8 @@ def test_codes_are_those_of_the_other_judge(signed):
         codes = cuda_steps.with_sign_rule(codes, y, table)
     expected, ties = oracles.nearest(y, "dynamic", signed)
     assert not ties.any()
-    np.testing.assert_array_equal(codes, expected)
+    # The other judge has the codes of this package, of which every level has one.
+    np.testing.assert_array_equal(table[codes], oracles.levels("dynamic", signed)[expected])
 
 
 def test_every_level_keeps_its_code():

@@ -73,10 +73,39 @@ def test_other_layouts_get_the_nearest_codes(options):
     absmax = oracles.block_absmax(truth, 256).reshape(-1)
     np.testing.assert_allclose(slots["absmax1"], absmax, rtol=4e-7, atol=1e-30)
     y = oracles.normalize(truth.ravel(), absmax, 256)
-    excess, _ = oracles.nearest_excess(y, slots["state1"], "dynamic", True)
+    codes = loading.our_codes(slots["state1"], signed=True)
+    excess, _ = oracles.nearest_excess(y, codes, "dynamic", True)
     # Values are float32 here, so at a middle between two levels either is the nearest.
     assert np.max(excess) <= 1e-6
     assert np.ptp(slots["state1"]) > 100
+
+
+def test_exported_codes_have_the_values_of_the_state_in_the_exported_map():
+    """Judged by the map that goes with them and by the published one, and by no code of ours."""
+    tx = lion8bit(options=StateOptions(codec="dynamic"))
+    p = {"matrix": jnp.asarray(problem.params()["matrix"])}
+    g = {"matrix": jnp.asarray(problem.gradient("matrix", 0))}
+    _, state = tx.update(g, tx.init(p), p)
+    slots = loading.slots(to_bitsandbytes(state, names=["matrix"]))
+    np.testing.assert_array_max_ulp(slots["qmap1"], oracles.bitsandbytes_map(True), 2)
+    scale = np.repeat(slots["absmax1"], 256).reshape(64, 96)
+    own = oracles.decode(
+        state.mu["matrix"], state.mu_absmax["matrix"], 256, codec="dynamic", signed=True
+    )
+    for table in (slots["qmap1"], oracles.bitsandbytes_map(True)):
+        # Two units of the map, and a product in float32.
+        np.testing.assert_allclose(table[slots["state1"]] * scale, own, rtol=4e-7, atol=0)
+    # Blocks that never had a gradient: zeros here, and the code of zero there.
+    assert not state.mu["matrix"].ravel()[problem.ZERO_BLOCK].any()
+    assert set(slots["state1"].ravel()[problem.ZERO_BLOCK]) == {127}
+
+
+def test_a_fresh_state_is_exported_as_zeros():
+    p = {"matrix": jnp.zeros((64, 96))}
+    for codec in oracles.CODECS:
+        state = lion8bit(options=StateOptions(codec=codec)).init(p)
+        slots = loading.slots(to_bitsandbytes(state, names=["matrix"]))
+        assert set(slots["state1"].ravel()) == {127} and not slots["absmax1"].any()
 
 
 def test_axes_are_put_back_in_order():
@@ -90,8 +119,12 @@ def test_axes_are_put_back_in_order():
     back = loading.slots(to_bitsandbytes(state, names=["w"], **turn))
     saved = loading.slots(checkpoint)
     # Coded in two orders one after the other: each moved values by half a gap of its level.
-    truth = oracles.decode(saved["state1"], saved["absmax1"], 256, "dynamic", True)
-    once = oracles.decode(back["state1"], back["absmax1"], 256, "dynamic", True)
+    truth, once = (
+        oracles.decode(
+            loading.our_codes(x["state1"], signed=True), x["absmax1"], 256, "dynamic", True
+        )
+        for x in (saved, back)
+    )
     largest = np.abs(truth).max()
     assert back["state1"].shape == (64, 96)
     assert np.abs(once - truth).max() <= 2 * 0.00703 * largest  # the widest half gap is 0.00703
@@ -114,6 +147,12 @@ def test_committed_exports_are_what_is_exported_now(tmp_path):
             assert np.mean(apart > 0) < 0.01 or a["state1"].dtype != np.uint8
 
 
+def with_scales(p, value):
+    """The state of a Lion with these scales."""
+    state = lion8bit().init(p)
+    return state._replace(mu_absmax=jax.tree.map(lambda x: x + value, state.mu_absmax))
+
+
 REFUSED = {
     "LAMB": (lambda p: to_bitsandbytes(lamb8bit().init(p), names=["w"]), "no state of Lion"),
     "another optimizer": (
@@ -124,6 +163,10 @@ REFUSED = {
     ),
     "a name twice": (
         lambda p: to_bitsandbytes(lion().init(p), names=["w", "w"]), "1 leaves", "each once",
+    ),
+    "a scale of NaN": (
+        lambda p: to_bitsandbytes(with_scales(p, np.nan), names=["w"]),
+        "mu['w']", "scales that are NaN", "24 of 24",
     ),
 }  # fmt: skip
 

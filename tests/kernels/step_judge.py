@@ -2,7 +2,8 @@
 
 Rounding to 8 bits is judged on the stored codes: where the dither of step, leaf and block turns
 them (or to the nearest level, with bitsandbytes' map), but for values beside a turn. The update is
-then computed from the stored codes. All bounds are formulas: `ULP` is half a float32 ulp (2**-24), counted once per float32 operation.
+then computed from the stored codes. All bounds are formulas: `ULP` is half a float32 ulp (2**-24),
+counted once per float32 operation.
 """
 
 import dataclasses
@@ -127,7 +128,10 @@ def check_slot(observed, slot, value, error, hyper):
     slack += (level_error(hyper.codec, signed) + 2 * ULP) * np.abs(y)
     u = 0.5
     if hyper.codec != "dynamic":
-        u = oracles.dither(observed.t, observed.leaf, SLOTS.index(slot), y.shape, hyper.block_size)
+        number = SLOTS.index(slot)
+        # Lion's only average has the decay b2.
+        decay = (hyper.b1 if "nu" in fields else hyper.b2, hyper.b2, 1.0)[number]
+        u = oracles.dither(observed.t, observed.leaf, number, y.shape, hyper.block_size, decay)
     expected, distance, gap = oracles.turned(y, u, hyper.codec, signed, zero_rule=not signed)
     if hyper.codec == "dynamic" and signed:  # its negative values are never stored as zero
         expected = np.where((y < 0) & (expected == 0), np.uint8(255), expected)

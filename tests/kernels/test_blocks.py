@@ -84,7 +84,7 @@ def test_values_beyond_the_documented_limit_are_cut_to_it():
     x = np.float32([3e38, 2.0**126, -1e38, 2.0**125, 1.0])
     codes, absmax = quantize(x)
     np.testing.assert_array_equal(absmax, np.float32([2.0**126]))
-    np.testing.assert_array_equal(codes[:3], [255, 255, 1])
+    np.testing.assert_array_equal(codes[:3], [127, 127, 129])  # the top, and below zero
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
@@ -102,7 +102,7 @@ def test_blocks_do_not_see_each_other(block_size):
 @KINDS
 @pytest.mark.parametrize("scale", [0.0, 1e-40, 1.0, 3e38])
 def test_zero_codes_decode_to_zero_whatever_the_scale(scale, codec, signed):
-    zeros = np.full(300, oracles.zero_code(codec, signed), np.uint8)
+    zeros = np.zeros(300, np.uint8)
     back = dequantize(zeros, np.full(2, scale, np.float32), codec=codec, signed=signed)
     np.testing.assert_array_equal(back, np.zeros(300))
 
@@ -112,7 +112,7 @@ def test_a_block_of_zeros_stays_finite(codec, signed):
     x = np.zeros((3, 256), np.float32)
     x[1] = np.linspace(0, 1, 256)
     codes, absmax = quantize(x, codec=codec, signed=signed)
-    np.testing.assert_array_equal(codes[0], oracles.zero_code(codec, signed))
+    np.testing.assert_array_equal(codes[0], 0)
     np.testing.assert_array_equal(absmax[:, 0], [0, 1, 0])
     back = np.asarray(dequantize(codes, absmax, codec=codec, signed=signed))
     assert np.isfinite(back).all() and not back[[0, 2]].any()

@@ -72,7 +72,7 @@ def test_non_finite_elements_are_stored_as_zero(interpret):
     x = sample((9001,)).at[np.array([3, 4000, 9000])].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf]))
     codes, absmax = quantize(x, "power", True, interpret)
     assert np.isfinite(absmax).all()
-    np.testing.assert_array_equal(codes[np.array([3, 4000, 9000])], 128)
+    np.testing.assert_array_equal(codes[np.array([3, 4000, 9000])], 0)
 
 
 @ON
@@ -84,7 +84,8 @@ def test_random_rounding_is_that_of_xla(codec, signed, interpret):
     )
     key = pallas_kernels.hashing.mix(seed)
     codes, _ = quantize(x, codec, signed, interpret, key, keep_nonzero=True)
-    apart = np.abs(np.int64(codes) - np.int64(expected))
+    ranks = (oracles.ranks(np.asarray(x), codec, signed) for x in (codes, expected))
+    apart = np.abs(np.subtract(*ranks))
     # One apart where the random turn is within rounding errors of the value.
     assert apart.max() <= 1 and (apart > 0).mean() < 1e-3
 

@@ -21,20 +21,36 @@ def test_closed_form_of_the_dynamic_map_is_the_table(signed):
 
 def test_dynamic_map_has_the_documented_landmarks():
     signed, unsigned = oracles.levels("dynamic", True), oracles.levels("dynamic", False)
-    assert (signed[127], signed[255], unsigned[0], unsigned[255]) == (0, 1, 0, 1)
-    np.testing.assert_allclose(signed[[0, 126]], [-0.99296875, -5.5e-7], rtol=1e-7)
-    np.testing.assert_allclose(signed[[128, 254]], [5.5e-7, 0.99296875], rtol=1e-7)
+    assert (signed[0], signed[128], unsigned[0], unsigned[255]) == (0, 1, 0, 1)
+    np.testing.assert_allclose(signed[[129, 255]], [-0.99296875, -5.5e-7], rtol=1e-7)
+    np.testing.assert_allclose(signed[[1, 127]], [5.5e-7, 0.99296875], rtol=1e-7)
     np.testing.assert_allclose(unsigned[[1, 254]], [3.25e-7, 0.99648438], rtol=1e-7)
 
 
 @CODEC
 @SIGNED
-def test_codebooks_ascend_and_know_their_zero(codec, signed):
-    table = oracles.levels(codec, signed)
-    assert (np.diff(table) > 0).all()
-    assert table[oracles.zero_code(codec, signed)] == 0
-    assert table[255] == 1
-    assert (table.min() == 0) == (not signed)
+def test_codebooks_count_rungs_in_two_s_complement(codec, signed):
+    table, top = oracles.levels(codec, signed), 255
+    assert table[0] == 0 and np.unique(table).size == 256
+    if signed:
+        top = 128 if codec == "dynamic" else 127  # what is beyond is negative
+        below = table[top + 1 :][::-1]
+        assert below.max() < 0
+        # The same levels with a sign, but for -1 of a map that has +1 only.
+        np.testing.assert_array_equal(below[:127], -table[1:128])
+    assert (np.diff(table[: top + 1]) > 0).all()
+    assert table[top] == 1
+
+
+@CODEC
+@SIGNED
+def test_written_codes_are_ranked_by_their_values(codec, signed):
+    codes = oracles.written(codec, signed)
+    unused = {128} if signed and codec != "dynamic" else set()
+    assert set(codes.tolist()) == set(range(256)) - unused
+    assert (np.diff(oracles.levels(codec, signed)[codes]) > 0).all()
+    np.testing.assert_array_equal(oracles.ranks(codes, codec, signed), np.arange(codes.size))
+    assert all(oracles.ranks(code, codec, signed) == -1 for code in unused)
 
 
 @CODEC
@@ -49,7 +65,9 @@ def test_fast_and_brute_force_judges_agree(codec, signed):
     assert ties.mean() < 1e-3
     np.testing.assert_array_equal(excess, 0)
     # Every other code is further away, by up to the gap for the code on the other side of y.
-    wrong, _ = oracles.nearest_excess(y, np.where(codes < 255, codes + 1, 254), codec, signed)
+    written, rank = oracles.written(codec, signed), oracles.ranks(codes, codec, signed)
+    beside = written[np.where(rank < written.size - 1, rank + 1, rank - 1)]
+    wrong, _ = oracles.nearest_excess(y, beside, codec, signed)
     assert (wrong[~ties] > 0).all()
     assert (excess <= gap).all()
 
@@ -58,17 +76,18 @@ def test_fast_and_brute_force_judges_agree(codec, signed):
 @SIGNED
 def test_neighbours_bracket_the_value(codec, signed):
     y = np.linspace(-1 if signed else 0, 1, 20_001)
-    table = oracles.levels(codec, signed)
+    table, written = oracles.levels(codec, signed), oracles.written(codec, signed)
     lower, upper = oracles.neighbours(y, codec, signed)
-    assert ((table[lower] <= y) | (lower == oracles.lowest_code(codec, signed))).all()
+    low, high = (oracles.ranks(codes, codec, signed) for codes in (lower, upper))
+    assert ((table[lower] <= y) | (low == 0)).all()
     assert (table[upper] >= y).all()
-    assert (upper - lower <= 1).all()
+    assert np.isin(high - low, [0, 1]).all()
     nearest, _ = oracles.nearest(y, codec, signed)
-    sign_rule = (nearest == 126) if codec == "dynamic" and signed else np.zeros(y.shape, bool)
+    sign_rule = (nearest == 255) if codec == "dynamic" and signed else np.zeros(y.shape, bool)
     assert (((nearest == lower) | (nearest == upper)) | sign_rule).all()
     for code in (lower, upper):
         assert oracles.admissible(y, code, codec, signed).all()
-    too_far = np.where(upper < 255, upper + 1, lower - 1)
+    too_far = written[np.where(high < written.size - 1, high + 1, low - 1)]
     assert not oracles.admissible(y, too_far, codec, signed).any()
 
 
@@ -79,6 +98,59 @@ def test_zero_rule_keeps_zero_for_zero():
     np.testing.assert_array_equal(upper, [0, 1, 255])
     allowed = oracles.admissible(y, np.uint8([0, 0, 255]), "power", False, zero_rule=True)
     np.testing.assert_array_equal(allowed, [True, False, True])
+
+
+@pytest.mark.parametrize(
+    "y, u, codec, signed, code, distance",
+    [
+        (0.4 / 255, 0.5, "linear", False, 0, 0.1 / 255),
+        (0.4 / 255, 0.25, "linear", False, 1, 0.15 / 255),
+        (-0.4 / 127, 0.25, "linear", True, 255, 0.15 / 127),
+        (-0.4 / 127, 0.75, "linear", True, 0, 0.35 / 127),
+        (-1.0, 0.999, "power", True, 129, 0.001 * (1 - (126 / 127) ** 3)),
+        (1.0, 0.5, "dynamic", True, 128, 0.5 * 0.00703125),
+        (-1.0, 0.5, "dynamic", True, 129, 0.5 * 0.00703125),
+    ],
+)
+def test_rounding_turns_by_hand(y, u, codec, signed, code, distance):
+    seen, how_far, _ = oracles.turned(np.float64([y]), u, codec, signed)
+    assert seen.tolist() == [code]
+    # The dynamic map's levels are float32 numbers.
+    assert how_far[0] == pytest.approx(distance, rel=1e-5)
+
+
+@CODEC
+@SIGNED
+def test_half_a_gap_is_the_nearest_code(codec, signed):
+    rng = np.random.default_rng(1)
+    y = np.concatenate([rng.uniform(-1, 1, 5000), rng.normal(size=5000) ** 9 / 1e4])
+    y = np.clip(y if signed else abs(y), -1, 1)
+    codes, distance, gap = oracles.turned(y, 0.5, codec, signed)
+    if codec == "dynamic" and signed:
+        codes = np.where((y < 0) & (codes == 0), np.uint8(255), codes)  # its rule of signs
+    expected, _ = oracles.nearest(y, codec, signed)
+    clear = distance > 1e-6 * gap
+    assert clear.mean() > 0.999
+    np.testing.assert_array_equal(codes[clear], expected[clear])
+
+
+def test_the_zero_rule_of_turns_keeps_zero_for_zero():
+    codes, *_ = oracles.turned(np.array([0.0, 1e-30, 1e-3]), 0.999, "linear", False, zero_rule=True)
+    assert codes.tolist() == [0, 1, 1]
+
+
+def test_dither_by_hand():
+    # A leaf without a name (whose checksum is 0): the strides, with published hashes of the numbers
+    # of the steps (lowbias32 of 1 and 2) in their lower 29 bits.
+    for slot, stride in enumerate((0x9E3779B9, 0x91E10DA5, 0xD1B54A33)):
+        (u,) = oracles.dither(1, "", slot, (1,), 256)
+        assert u == ((stride ^ 0x688990C0 // 8) // 2**9 + 0.5) / 2**23
+        assert int(8 * u) == stride // 2**29
+    u = oracles.dither(2, "", 0, (2, 300), 256)
+    second = (2 * 0x9E3779B9 + 0xC13FA9A9) % 2**32 ^ 0xD1132181 // 8
+    assert u.shape == (2, 300) and np.unique(u).size == 3
+    assert u[0, 256] == u[1, 211] == (second // 2**9 + 0.5) / 2**23
+    assert np.unique(oracles.dither(2, "", 0, (2, 300), None)).size == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pallas_kernels.blocks import as_rows
 from pallas_kernels.mosaic_launch import Sums
 from pallas_kernels.mosaic_tile import INTERPRET
 from pallas_kernels.pieces import CUTTABLE, GRAIN
-from pallas_kernels.step import ratio, sum_of_grains
+from pallas_kernels.step import Stepped, ratio, sum_of_grains
 from tests.kernels.test_mosaic import Leaf, identity
 
 # In grains. Of different lengths, and the last one ragged where the leaf is.
@@ -21,7 +21,7 @@ CUTS = (0, 1, 3)
 
 def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
     """A step like `xla.step`, of a leaf cut after so many grains."""
-    g, p, slots, absmaxes, s, key = arrays
+    g, p, slots, absmaxes, s, dither = arrays
     block = spec.block_size
     blocks = GRAIN // block
     pairs = list(zip(cuts, (*cuts[1:], None), strict=True))
@@ -43,21 +43,23 @@ def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
     to_params = spec.emit == "params"
     target = p if to_params else jnp.zeros(p.shape, jnp.promote_types(g.dtype, p.dtype))
     p = None if to_params and not spec.rule.trust_ratio else p
-    new = []
+    new, skipped = [], []
     if spec.rule.trust_ratio:
         sums = []
         for start, *state in pieces:
-            *state, of_piece = call("moments_piece")(g, p, start, *state, s, key)
+            *state, of_piece, left_alone = call("moments_piece")(g, p, start, *state, s, dither)
             new.append(state)
             sums.append(of_piece)
+            skipped.append(left_alone)
         factor = ratio(sum_of_grains(jnp.concatenate(sums)), s)
         p = None if to_params else p
         for (start, *_), state in zip(pieces, new, strict=True):
             target = call("apply_piece")(g, p, target, start, *state, s, factor)
     else:
         for start, *state in pieces:
-            target, *state = call("step_piece")(g, p, target, start, *state, s, key)
+            target, *state, left_alone = call("step_piece")(g, p, target, start, *state, s, dither)
             new.append(state)
+            skipped.append(left_alone)
     slots = tuple(
         jnp.concatenate([x.reshape(-1) for x in xs]).reshape(g.shape)
         for xs in zip(*(slots for slots, _ in new), strict=True)
@@ -66,7 +68,7 @@ def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
         jnp.concatenate(xs).reshape(a.shape)
         for a, *xs in zip(absmaxes, *(absmaxes for _, absmaxes in new), strict=True)
     )
-    return target, slots, absmaxes
+    return Stepped(target, slots, absmaxes, sum(skipped) if spec.count_skipped else None)
 
 
 RAGGED, ROWS = (4 * GRAIN + 4700,), (35, 8192)
@@ -80,6 +82,8 @@ LEAVES = [
     Leaf(shape=RAGGED, decay="coupled", emit="updates"),
     Leaf("lamb_amsgrad", shape=ROWS, decay="coupled", block=64),
     Leaf("lamb_amsgrad", shape=RAGGED, decay=None, emit="updates", block=1024),
+    Leaf("adam", shape=RAGGED, p="bfloat16"),
+    Leaf("adam", shape=ROWS, p="bfloat16", g="bfloat16", emit="updates"),
 ]
 
 
@@ -111,7 +115,7 @@ KERNELS = [pytest.param(LEAVES[4], SHORT, id="short")] + [
         id=identity(leaf),
         # Of the two LAMBs, that with three slots in rows and that with two in a ragged leaf are
         # enough for every day.
-        marks=[pytest.mark.slow] if leaf.rule != "lion" and i not in (4, 9) else [],
+        marks=[pytest.mark.slow] if "lamb" in leaf.rule and i not in (4, 9) else [],
     )
     for i, leaf in enumerate(LEAVES)
 ]
@@ -126,3 +130,15 @@ def test_kernels_do_the_same(leaf, cuts, monkeypatch):
     whole = jax.jit(functools.partial(mosaic.step, leaf.spec, interpret=INTERPRET))(*arrays)
     step = lambda *a: in_pieces(mosaic, leaf.spec, a, cuts, interpret=INTERPRET)  # noqa: E731
     compare(whole, jax.jit(step)(*arrays), exact=leaf.spec.rule.from_old)
+
+
+@pytest.mark.parametrize("module", [xla, mosaic], ids=lambda module: module.__name__.split(".")[1])
+@pytest.mark.parametrize("rule", ["lion", "lamb", "adam"])
+def test_pieces_count_what_they_leave_alone(rule, module):
+    leaf = Leaf(rule, shape=(GRAIN + 4700,))  # three elements are not finite, one of them the last
+    kwargs = dict(interpret=INTERPRET) if module is mosaic else {}
+    spec = leaf.spec._replace(count_skipped=True)
+    pieces = jax.jit(lambda *arrays: in_pieces(module, spec, arrays, (0, 1), **kwargs))
+    g, *others = leaf.arrays()
+    assert float(pieces(g, *others).skipped) == 3
+    assert float(pieces(jnp.nan_to_num(g, posinf=0, neginf=0), *others).skipped) == 0

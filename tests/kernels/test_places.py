@@ -12,10 +12,11 @@ import pytest
 from pallas_kernels import xla
 from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.hashing import Key, uniform, whole_key
+from pallas_kernels.dither import Dither
 from pallas_kernels.places import Place, keeps_blocks
 from pallas_kernels.rules import LAMB, Scalars
 from pallas_kernels.step import Spec, ratio
+from tests import oracles
 from tests.kernels.interpreted import INTERPRET, mosaic
 
 # (shape, shards along every axis, block size)
@@ -60,21 +61,6 @@ def test_blocks_have_their_number_in_the_tensor(shape, shards, block):
         np.testing.assert_array_equal(place.block(here, block), expected[:, 0])
 
 
-@divided
-def test_an_element_has_the_number_that_it_has_in_the_tensor(shape, shards, block):
-    """In its own shape, and in rows of blocks from any group on."""
-    key = jnp.uint32(7)
-    whole = np.asarray(uniform(key, shape))
-    for place, index in places(shape, shards):
-        expected = whole[index]
-        np.testing.assert_array_equal(uniform(key, expected.shape, place=place), expected)
-        rows = expected.reshape(-1, block)
-        first = 256 // math.gcd(block, 256)  # rows, after whole groups
-        group = jnp.uint32(first * block // 256)
-        piece = uniform(key, rows[first:].shape, (group, rows.size), place)
-        np.testing.assert_array_equal(piece, rows[first:])
-
-
 @pytest.mark.parametrize(
     "shape, shard, block",
     [
@@ -100,7 +86,7 @@ def test_a_place_beyond_two_to_the_32():
 
 
 SPEC = Spec(LAMB, (get_codec("power", True), get_codec("power", False)), 256, "decoupled", "params")
-KEY = Key(jnp.uint32(3), jnp.uint32(5))
+DITHER = Dither(jnp.uint32(3), jnp.uint32(5))
 SCALARS = Scalars(
     b1=0.9, one_minus_b1=0.1, b2=0.999, one_minus_b2=1e-3, debias1=5.0, debias2=400.0,
     eps=1e-8, weight_decay=0.1, step_size=-1e-2,
@@ -110,7 +96,8 @@ SCALARS = Scalars(
 def leaf(shape):
     rng = np.random.default_rng(0)
     g, p = (jnp.asarray(rng.standard_normal(shape), jnp.float32) for _ in range(2))
-    slots = tuple(jnp.asarray(rng.integers(1, 255, shape), jnp.uint8) for _ in range(2))
+    written = (oracles.written(codec.name, codec.signed) for codec in SPEC.codecs)
+    slots = tuple(jnp.asarray(rng.choice(codes, shape)) for codes in written)
     scales = absmax_shape(shape, 256)
     return g, p, slots, tuple(jnp.asarray(rng.uniform(0.5, 1, scales), jnp.float32) for _ in slots)
 
@@ -131,11 +118,11 @@ def apart(step, shape, shards):
     halves, total = [], 0
     for place, index in places(shape, shards):
         here = jax.tree.map(functools.partial(shard, index=index), arrays)
-        half = moments(*here, SCALARS, KEY._replace(place=place))
+        half = moments(*here, SCALARS, DITHER._replace(place=place))
         halves.append((index, here, half))
         total += half[2]
     out = jax.tree.map(np.zeros_like, (arrays[1], arrays[2], arrays[3]))
-    for index, (g, p, *_), (slots, scales, _, *known) in halves:
+    for index, (g, p, *_), (slots, scales, _, *known, _) in halves:
         factor = ratio(total, SCALARS.astype(jnp.float32))
         new = apply(g, p, slots, scales, SCALARS, factor, *known)
         made = jax.tree.leaves((new, slots, scales))
@@ -149,10 +136,6 @@ class Kernels:
     apply = staticmethod(functools.partial(mosaic.apply, interpret=INTERPRET))
 
 
-def test_keys_in_parts_are_keys():
-    assert whole_key(KEY) == whole_key(jnp.uint32(3 ^ 5))
-
-
 @pytest.mark.parametrize(
     "shape, shards", [((64, 512), (2, 1)), ((32, 1024), (2, 2)), ((64, 384), (4, 1))]
 )
@@ -163,12 +146,12 @@ def test_shards_step_as_the_leaf_does(implementation, shape, shards):
     whole = (
         xla.step if implementation == "xla" else functools.partial(mosaic.step, interpret=INTERPRET)
     )
-    expected = whole(SPEC, g, p, slots, scales, SCALARS, KEY)
+    expected = whole(SPEC, g, p, slots, scales, SCALARS, DITHER)
     out, codes, absmaxes = apart(step, shape, shards)
-    for x, y in zip(expected[1], codes, strict=True):
+    for x, y in zip(expected.slots, codes, strict=True):
         np.testing.assert_array_equal(x, y)
     # XLA's CPU compiler contracts multiply-adds by the shape of a loop.
-    for x, y in zip(expected[2], absmaxes, strict=True):
+    for x, y in zip(expected.absmaxes, absmaxes, strict=True):
         np.testing.assert_allclose(x, y, rtol=2.0**-22)
     # The sums of the shards are added up in another order.
-    np.testing.assert_allclose(out, expected[0], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(out, expected.out, rtol=1e-6, atol=1e-7)

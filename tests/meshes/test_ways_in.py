@@ -38,6 +38,21 @@ def close(a, b, tolerance=2.0**-20):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-7)
 
 
+def as_good(a, b):
+    """Whether two results are `close` but for the rounding of stored moments.
+
+    Where a shard lies `jax.shard_map` does not say, so blocks are not rounded by their numbers in
+    the whole leaf: codes may be those of neighbouring levels. Lion's step is made before that.
+    """
+    for (path, x), y in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        if x.dtype != jnp.uint8:
+            close(x, y)
+            continue
+        kind = np.int8 if ".mu" in jax.tree_util.keystr(path) else np.uint8  # two's complement
+        codes, others = (np.asarray(c).view(kind).astype(int) for c in (x, y))
+        assert np.abs(codes - others).max() <= 1
+
+
 def mapped(tx, mesh, *, check_vma, axis_names=None):
     """A step in `jax.shard_map`, whose state was made outside."""
     p = problem.put(problem.params(), mesh)
@@ -73,8 +88,10 @@ class TestShardMap:
     @pytest.mark.parametrize("make", [lion8bit, paged_lion8bit])
     def test_lion(self, make, check_vma):
         tx = make(1e-3, weight_decay=0.1, options=problem.PAGED)
-        out = mapped(tx, problem.make_mesh(), check_vma=check_vma)
-        assert problem.differing(alone(tx), out) == []
+        (p, state), expected = mapped(tx, problem.make_mesh(), check_vma=check_vma), alone(tx)
+        assert problem.differing(expected[0], p) == []
+        assert problem.differing(expected[1].mu_absmax, state.mu_absmax) == []
+        as_good(expected[1], state)
 
     @pytest.mark.parametrize("make", [lamb, paged_lamb])
     def test_lamb_knows_from_types_what_is_divided(self, make):
@@ -83,7 +100,7 @@ class TestShardMap:
 
     def test_clipping_knows_it_too(self):
         tx = lion8bit(1e-3, percentile_clipping=5)
-        close(alone(tx), mapped(tx, problem.make_mesh(), check_vma=True))
+        as_good(alone(tx), mapped(tx, problem.make_mesh(), check_vma=True))
 
     @pytest.mark.parametrize("clip", [{}, dict(percentile_clipping=5)])
     def test_without_types_it_has_to_be_told(self, clip):
@@ -95,15 +112,11 @@ class TestShardMap:
         close(alone(lamb(1e-3, weight_decay=0.1)), mapped(tx, mesh, check_vma=False))
 
     def test_lamb_in_8_bits_rounds_otherwise_and_is_as_good(self):
-        """Where a shard lies nobody says, so the random numbers are not those of the whole leaf."""
         tx = lamb8bit(1e-3, weight_decay=0.1)
         p, state = alone(tx)
         on_mesh, state_on_mesh = mapped(tx, problem.make_mesh(), check_vma=True)
-        assert problem.differing(state.mu, state_on_mesh.mu) == []
-        assert problem.differing(state.nu_absmax, state_on_mesh.nu_absmax) == []
+        as_good(state, state_on_mesh)
         for name in p:
-            difference = np.asarray(state.nu[name], int) - np.asarray(state_on_mesh.nu[name], int)
-            assert np.abs(difference).max() <= 1
             start = np.asarray(problem.params()[name])
             updates = [np.asarray(x[name]) - start for x in (p, on_mesh)]
             assert np.linalg.norm(updates[0] - updates[1]) < 0.05 * np.linalg.norm(updates[0])
@@ -113,7 +126,7 @@ class TestShardMap:
         """The others are XLA's."""
         tx = make(1e-3, weight_decay=0.1)
         mesh = problem.make_mesh()
-        close(alone(tx), mapped(tx, mesh, check_vma=True, axis_names={"fsdp"}))
+        as_good(alone(tx), mapped(tx, mesh, check_vma=True, axis_names={"fsdp"}))
 
     def test_data_parallel_training_in_pmap(self):
         devices = jax.devices("cpu")

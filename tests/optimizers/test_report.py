@@ -56,7 +56,7 @@ def test_groups_say_how_their_paths_begin():
         ["count", "scalar", "int32", "device", "4"],
         ["mu/...", "200", "arrays", "uint8", "device", f"{200 * 64 * 256:,}"],
         ["mu_absmax/...", "200", "arrays", "float32", "device", f"{200 * 64 * 4:,}"],
-        ["layout/power_256_v1", "scalar", "int32", "device", "4"],
+        ["layout/power_256_v2", "scalar", "int32", "device", "4"],
     ]
 
 

@@ -19,7 +19,7 @@ def test_state_has_the_documented_fields(v):
     state = v().init(problem.params())
     slots = {"lion": ["mu"], "lamb": ["mu", "nu", "nu_max"]}[v.family]
     fields = ["count", *(name + suffix for name in slots for suffix in ("", "_absmax"))]
-    assert list(state._fields) == [*fields, "gnorm_history", "layout"]
+    assert list(state._fields) == [*fields, "gnorm_history", "layout", "skipped"]
     in_use = {"count", *v.slots} | ({"layout"} if v.bits == 8 else set())
     in_use |= {f"{slot}_absmax" for slot in v.slots if v.bits == 8}
     assert {name for name, x in state._asdict().items() if x is not None} == in_use
@@ -124,21 +124,6 @@ def test_a_step_changes_no_leaf_s_precision(v):
     # State made with other thresholds is stepped as it is: the leaf's own dtype decides.
     updates, new = tx.update(problem.grads(), state, problem.params())
     problem.assert_same_kinds(new, state)
-
-
-@every(lambda v: v.bits == 8 and "nu" in v.slots)
-def test_second_moments_round_independently_in_every_leaf_and_step(v):
-    """Equal rounding errors in equal places would add up."""
-    tx = v()
-    p = dict.fromkeys(("a", "b"), problem.params()["rows"])
-    g = dict.fromkeys(("a", "b"), problem.grads()["rows"])
-    state = tx.init(p)
-    _, first = tx.update(g, state, p)
-    _, later = tx.update(g, state._replace(count=jnp.int32(1)), p)
-    for one, other in [(first.nu["a"], first.nu["b"]), (first.nu["a"], later.nu["a"])]:
-        # Two roundings of a value half way between two codes agree every other time.
-        assert 0.2 < np.mean(one != other) < 0.5
-    problem.assert_equal(first.mu["a"], first.mu["b"])
 
 
 BYTES = {  # per parameter, as documented: codes, and a float32 per 256 elements

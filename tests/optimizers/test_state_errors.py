@@ -171,13 +171,13 @@ OTHER_STATES = [
     ),
     case(
         "one of a format to come",
-        lambda: changed(lion8bit(), layout={"power_256_v2": jnp.int32(0)}),
-        ValueError, "format 2", "reads format 1", "newer",
+        lambda: changed(lion8bit(), layout={"power_256_v3": jnp.int32(0)}),
+        ValueError, "format 3", "reads format 2", "newer",
     ),
     case(
         "one without a layout",
         lambda: changed(lion8bit(), layout=None),
-        ValueError, "`layout`", "'power_256_v1'", MAKE_NEW,
+        ValueError, "`layout`", "'power_256_v2'", MAKE_NEW,
     ),
     case(
         "scales of another shape",

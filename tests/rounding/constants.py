@@ -3,14 +3,15 @@
 A stored moment lies between two levels of its code. It goes up where it lies further up than a
 share `u` of the gap, and `u` is one number for a whole block:
 
-    u = frac(step * A + leaf + offset(block)).
+    u = frac(step * A + leaf + offset(block)),
 
-`A` is a stride, another one for every slot (mu, nu, nu_max). A good stride spreads the `u` of
-successive steps evenly, and still does so when only every P-th step matters: a gradient with a
-period of P steps sees the stride `P * A`, and where that is close to a whole number, the same side
-is favoured for a long time. `offset` is a hash of the block's number, or that number times another
-stride `B`, or nothing. This script compares candidates of each, one at a time, with float32, with
-rounding to nearest and with random numbers for every element:
+of which all but the upper three binary digits are scrambled by a hash of the step. `A` is a stride,
+another one for every slot (mu, nu, nu_max). A good stride spreads the `u` of successive steps
+evenly, and still does so when only every P-th step matters: a gradient with a period of P steps
+sees the stride `P * A`, and where that is close to a whole number, the same side is favoured for a
+long time. `offset` is a hash of the block's number, or that number times another stride `B`, or
+nothing. This script compares candidates of each, one at a time, with float32, with rounding to
+nearest and with random numbers for every element:
 
     python -m tests.rounding.constants [--quick] [--part NAME]
 
@@ -51,6 +52,8 @@ class Rule(NamedTuple):
     strides: tuple = DEFAULT
     block: int | str | None = DEFAULT_B
     leaf: bool = True
+    even: int = 3
+    """How many digits of `u` are left as they are; 32 for all of them."""
     kind: str = "weyl"
     nearest: tuple = ()
     """The slots that are rounded to nearest instead."""
@@ -138,7 +141,11 @@ def gradient(kind, noise, t, period):
 def draw(rules, t, slot, phases, key, shape):
     """`u` of every rule in one slot: a number for every block, or for every element."""
     strides = jnp.array([r.strides[slot] for r in rules], jnp.uint32)[:, None, None]
-    u = to_fraction(t.astype(jnp.uint32) * strides + phases)[..., None]
+    bits = t.astype(jnp.uint32) * strides + phases
+    even = jnp.array([r.even for r in rules], jnp.uint32)[:, None, None]
+    hashed = lowbias32(t.astype(jnp.uint32) + phases[0, 0, 0])
+    bits = bits ^ jnp.where(even < 32, hashed >> jnp.minimum(even, 31), 0)
+    u = to_fraction(bits)[..., None]
     u = jnp.where(jnp.array([slot in r.nearest for r in rules])[:, None, None, None], 0.5, u)
     if RANDOM in rules:
         which = jnp.array([r.kind == "random" for r in rules])[:, None, None, None]
@@ -607,7 +614,24 @@ def stall(quick):
     table(title, ["rule", *map(str, values)], [r.name for r in rules], columns)
 
 
+def digits(quick):
+    """How many digits of `u` are even, and how the rest lets go of stopped momentum."""
+    rules = [
+        Rule(f"{n} digits" if n < 32 else "all digits", even=n) for n in (32, 6, 5, 4, 3, 2, 0)
+    ]
+    rules += [NEAREST, RANDOM]
+    lion_table("Even digits", rules, quick, blocks=64)
+    lamb_table("Even digits", rules, quick, blocks=48, steps=500 if quick else 3000)
+    seeds, stop, after = 2 if quick else 5, 100, (200, 500, 700, 900)
+    at = [stop + x for x in after]
+    left = window(run(lion, rules, seeds, max(at), kind="stop", period=stop)[1], at, 1)
+    columns = [with_errors(left[..., i], 2) for i in range(len(after))]
+    head = ["rule", *(f"stopped: mean abs m8 / m32 after {t}" for t in after)]
+    table("Even digits: gradients that stop", head, [r.name for r in rules], columns)
+
+
 PARTS = {
+    "digits": digits,
     "theory": strides_theory,
     "strides": strides,
     "periods": periods,
