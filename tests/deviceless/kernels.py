@@ -32,6 +32,7 @@ def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, sha
     codecs = tuple(get_codec(codec, slot.signed) for slot in rule.slots)
     spec = Spec(rule, codecs, block, decay, emit)
     array = jax.ShapeDtypeStruct
+    number = array((), jnp.uint32)
     scalars = rules.Scalars(*(None if x is None else array((), F32) for x in rules.Scalars()))
     arguments = (
         array(shape, g),
@@ -39,7 +40,7 @@ def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, sha
         tuple(array(shape, jnp.uint8) for _ in rule.slots),
         tuple(array(absmax_shape(shape, block), F32) for _ in rule.slots),
         scalars,
-        Dither(array((), jnp.uint32), array((), jnp.uint32)),
+        Dither(number, number, (number,) * len(rule.slots)),
     )
     donate = (1, 2, 3) if emit == "params" else (0, 2, 3)
     return Case(functools.partial(mosaic.step, spec), arguments, donate)

@@ -12,7 +12,7 @@ import optax_lamblion
 from optax_lamblion import StateOptions, apply_fused
 from pallas_kernels import mosaic, rules, xla
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither
+from pallas_kernels.dither import Dither, even_digits
 from pallas_kernels.step import Spec
 from tests import oracles
 from tests.gpu.comparing import CUBE_TIE
@@ -120,6 +120,7 @@ def _huge(run, rule):
     codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
     spec = Spec(rule, codecs, 256, "decoupled", "params")
     dither = Dither(jnp.uint32(3), jnp.uint32(99))
+    dither = dither.scrambled(tuple(map(even_digits, rule.decays(s))))
     step = functools.partial(mosaic.step, spec)
     if run.interpret:
         from tests.kernels.interpreted import INTERPRET

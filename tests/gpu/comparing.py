@@ -17,7 +17,7 @@ import numpy as np
 from pallas_kernels import rules
 from pallas_kernels.blocks import absmax_shape
 from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither
+from pallas_kernels.dither import Dither, even_digits
 from pallas_kernels.step import Spec
 from tests import oracles
 from tests.kernels.codec_judge import level_error
@@ -73,6 +73,7 @@ def inputs(case):
     s = rules.Scalars(*(None if x is None else jnp.float32(x) for x in s))
     p = jnp.asarray(p).astype(case.p) if case.has_params else None
     dither = Dither(jnp.uint32(STEP), jnp.uint32(zlib.crc32(LEAF.encode())))
+    dither = dither.scrambled(tuple(map(even_digits, case.rule.decays(s))))
     return g, p, tuple(slots), tuple(absmaxes), s, dither
 
 
@@ -192,7 +193,8 @@ def _judge_slot(case, i, slot, value, error, kernel, general):
     }
     u = 0.5
     if case.codec != "dynamic":
-        u = oracles.dither(STEP, LEAF, i, (absmax.size,), 1)[blocks]
+        decay = case.rule.decays(case.scalars)[i]
+        u = oracles.dither(STEP, LEAF, i, (absmax.size,), 1, decay)[blocks]
     value, error, codes, expected = (x.reshape(-1)[at] for x in (value, error, codes, expected))
     for name, stored, scale in (("kernel", codes, absmax), ("XLA", expected, expected_absmax)):
         scale = scale.reshape(-1)[blocks].astype(np.float64)

@@ -15,7 +15,7 @@ from optax_lamblion import StateOptions, apply_fused
 from optax_lamblion.demo import shapes
 from pallas_kernels import get_codec, mosaic, rules
 from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.dither import Dither
+from pallas_kernels.dither import Dither, even_digits
 from pallas_kernels.mosaic_tile import INTERPRET
 from pallas_kernels.step import Spec
 from tests.gpu import floors
@@ -203,6 +203,7 @@ def tiled(leaves, rule, per_thread, interpret):
 
     def step(carry, grads):
         dither, made = Dither(jnp.uint32(1), jnp.uint32(1)), {}
+        dither = dither.scrambled(tuple(map(even_digits, rule.decays(scalars))))
         for name, (p, codes, absmaxes) in carry.items():
             given = grads[name], p, codes, absmaxes, scalars, dither
             made[name] = mosaic.step(spec, *given, interpret=interpret)[:3]

@@ -5,7 +5,7 @@ share `u` of the gap, and `u` is one number for a whole block:
 
     u = frac(step * A + leaf + offset(block)),
 
-of which all but the upper three binary digits are scrambled by a hash of the step. `A` is a stride,
+of which all but the first few binary digits are scrambled by a hash of the step. `A` is a stride,
 another one for every slot (mu, nu, nu_max). A good stride spreads the `u` of successive steps
 evenly, and still does so when only every P-th step matters: a gradient with a period of P steps
 sees the stride `P * A`, and where that is close to a whole number, the same side is favoured for a
@@ -52,8 +52,8 @@ class Rule(NamedTuple):
     strides: tuple = DEFAULT
     block: int | str | None = DEFAULT_B
     leaf: bool = True
-    even: int = 3
-    """How many digits of `u` are left as they are; 32 for all of them."""
+    even: int | None = None
+    """How many digits of `u` are left as they are; None for what suits the average."""
     kind: str = "weyl"
     nearest: tuple = ()
     """The slots that are rounded to nearest instead."""
@@ -138,14 +138,19 @@ def gradient(kind, noise, t, period):
     return noise
 
 
-def draw(rules, t, slot, phases, key, shape):
+def even_digits(decay):
+    """How many digits are even: a tenth as many intervals as the average remembers steps."""
+    return jnp.clip(jnp.floor(jnp.log2(0.1 / (1 - jnp.float32(decay)))), 3, 23).astype(jnp.uint32)
+
+
+def draw(rules, t, slot, phases, key, shape, decay):
     """`u` of every rule in one slot: a number for every block, or for every element."""
     strides = jnp.array([r.strides[slot] for r in rules], jnp.uint32)[:, None, None]
-    bits = t.astype(jnp.uint32) * strides + phases
-    even = jnp.array([r.even for r in rules], jnp.uint32)[:, None, None]
+    even = [even_digits(decay) if r.even is None else jnp.uint32(r.even) for r in rules]
     hashed = lowbias32(t.astype(jnp.uint32) + phases[0, 0, 0])
-    bits = bits ^ jnp.where(even < 32, hashed >> jnp.minimum(even, 31), 0)
-    u = to_fraction(bits)[..., None]
+    scrambling = [jnp.where(n < 32, hashed >> jnp.minimum(n, 31), 0) for n in even]
+    bits = t.astype(jnp.uint32) * strides + phases
+    u = to_fraction(bits ^ jnp.stack(scrambling)[:, None, None])[..., None]
     u = jnp.where(jnp.array([slot in r.nearest for r in rules])[:, None, None, None], 0.5, u)
     if RANDOM in rules:
         which = jnp.array([r.kind == "random" for r in rules])[:, None, None, None]
@@ -173,7 +178,7 @@ def lion(rules, kind, steps, scale, phases, key, period, b2):
         g = scale * gradient(kind, jax.random.normal(k1, scale.shape), t, period)
         c8, c32 = b1 * m8 + (1 - b1) * g, b1 * m32 + (1 - b1) * g
         m8, m32 = b2 * m8 + (1 - b2) * g, b2 * m32 + (1 - b2) * g
-        u = draw(rules, t, 0, phases, k2, scale.shape)
+        u = draw(rules, t, 0, phases, k2, scale.shape, b2)
         m8 = rounded(m8, u, True)
         axes = (1, 2, 3)
         left = jnp.mean(jnp.abs(m8[..., 1::2]), axes) / jnp.mean(jnp.abs(m32[..., 1::2]))
@@ -205,7 +210,10 @@ def lamb(rules, kind, steps, scale, phases, key, period, b2, amsgrad=False):
         unbias = 1 / (1 - b2 ** (t + 1.0))
         m32, v32 = b1 * m32 + (1 - b1) * g, b2 * v32 + (1 - b2) * g * g
         m8, v8 = b1 * m8 + (1 - b1) * g, b2 * v8 + (1 - b2) * g * g
-        us = [draw(rules, t, i, phases, k, scale.shape) for i, k in enumerate(keys)]
+        us = [
+            draw(rules, t, i, phases, k, scale.shape, decay)
+            for i, (k, decay) in enumerate(zip(keys, (b1, b2, 1.0), strict=True))
+        ]
         if amsgrad:
             w8, w32 = jnp.maximum(w8, v8 * unbias), jnp.maximum(w32, v32 * unbias)
             w8 = rounded(w8, us[2], False)
@@ -239,7 +247,7 @@ def least_squares(rules, steps, phases, key, b2):
         g = curvature * (x - target) + 0.1 * jax.random.normal(k1, shape)
         x = x - 0.002 * (1 - t / steps) * jnp.sign(0.9 * m + 0.1 * g)
         m = b2 * m + (1 - b2) * g
-        u = draw(rules, t, 0, phases, k2, shape)
+        u = draw(rules, t, 0, phases, k2, shape, b2)
         return (keep_exact(rules, rounded(m, u, True), m), x), None
 
     start = jnp.zeros((len(rules), *shape))
@@ -601,6 +609,11 @@ def stall(quick):
         columns.append([f"{x:.1e}" for x in odd[:, t - 1].mean(0)])
         head.append(f"LAMB: u stopped / live after {t}")
     table("Gradients that stop or turn", head, names, columns)
+    squares_table("Stalls", rules, quick)
+
+
+def squares_table(title, rules, quick):
+    """Prints what Lion makes of noisy least squares."""
     rules = [FLOAT32, *rules]
     values, columns = (0.99, 0.995, 0.998, 0.999, 0.9999), []
     for b2 in values:
@@ -610,18 +623,18 @@ def stall(quick):
             key = jax.random.key(seed)
             losses.append(least_squares(tuple(rules), 2000 if quick else 8000, phases, key, b2))
         columns.append(with_errors(np.stack(losses), 4))
-    title = "Noisy least squares: Lion's final loss, by b2"
+    title = f"{title}: noisy least squares, Lion's final loss, by b2"
     table(title, ["rule", *map(str, values)], [r.name for r in rules], columns)
 
 
 def digits(quick):
     """How many digits of `u` are even, and how the rest lets go of stopped momentum."""
-    rules = [
-        Rule(f"{n} digits" if n < 32 else "all digits", even=n) for n in (32, 6, 5, 4, 3, 2, 0)
-    ]
+    rules = [Rule("by decay"), Rule("all digits", even=32)]
+    rules += [Rule(f"{n} digits", even=n) for n in (6, 5, 4, 3, 2, 0)]
     rules += [NEAREST, RANDOM]
     lion_table("Even digits", rules, quick, blocks=64)
     lamb_table("Even digits", rules, quick, blocks=48, steps=500 if quick else 3000)
+    squares_table("Even digits", rules, quick)
     seeds, stop, after = 2 if quick else 5, 100, (200, 500, 700, 900)
     at = [stop + x for x in after]
     left = window(run(lion, rules, seeds, max(at), kind="stop", period=stop)[1], at, 1)
