@@ -43,7 +43,7 @@ def lamb(
 
     The trust ratio `r` is 1 when either norm is 0, so a leaf of zeros trains. In 8 bits the
     direction is computed from the moments as they were stored, so that the step's length is exact;
-    `m` is rounded to the nearest code, `v` at random without bias, and never to 0 unless it is 0.
+    both are rounded without bias (`docs/rounding.md`), and `v` never to 0 unless it is 0.
     A gradient element that is not finite, or larger than 2**63, leaves its parameter and its
     moments as they were.
 

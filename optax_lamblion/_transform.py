@@ -129,7 +129,7 @@ def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
             refuse_multi_steps()
         count: Any = optax.safe_increment(state.count)
         scalars = _scalars(c, state.count, count)
-        digits = tuple(map(even_digits, c.rule.decays(scalars)))
+        digits = even_digits(c.rule, scalars)
 
         paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(
             updates, is_leaf=lambda x: x is None

@@ -68,17 +68,33 @@ class Dither(NamedTuple):
         return fraction(bits ^ self.scrambling[slot] if self.scrambling else bits)
 
 
-def even_digits(decay):
+def even_digits(rule, s):
+    """How many digits of `u` stay evenly spread in every slot of a rule (uint32 scalars).
+
+    First moments: `even_digits_for` their decay. Second moments: the fewest, as one that falls by
+    the clock falls too soon, and a step divides by its root.
+    """
+    pairs = zip(rule.slots, rule.decays(s), strict=True)
+    return tuple(
+        jnp.uint32(FEWEST) if slot.second_moment else even_digits_for(decay)
+        for slot, decay in pairs
+    )
+
+
+def even_digits_for(decay):
     """How many digits of `u` stay evenly spread, for a moving average with this decay (uint32).
 
     Evenness matters within what the average remembers, some 1 / (1 - decay) steps: a tenth of that
     many intervals are even, at least 8. `tests.rounding.constants` compares other numbers.
     """
     if isinstance(decay, int | float):  # while nothing is compiled, arrays would take time
-        digits = math.floor(math.log2(0.1 / (1 - decay))) if decay < 1 else 23
-        return jnp.uint32(min(max(digits, 3), 23))
+        digits = math.floor(math.log2(0.1 / (1 - decay))) if decay < 1 else MOST
+        return jnp.uint32(min(max(digits, FEWEST), MOST))
     intervals = 0.1 / (1 - decay.astype(jnp.float32))
-    return jnp.clip(jnp.floor(jnp.log2(intervals)), 3, 23).astype(jnp.uint32)
+    return jnp.clip(jnp.floor(jnp.log2(intervals)), FEWEST, MOST).astype(jnp.uint32)
+
+
+FEWEST, MOST = 3, 23
 
 
 def fraction(bits):

@@ -22,8 +22,19 @@ def for_kernel(codec):
     if codec.name != "power":
         return codec
     if codec.signed:
-        return codec._replace(prepare=_prepare_cubes, climb=_climb_cubes)
-    return codec._replace(prepare=_prepare_eighth_powers, climb=_climb_eighth_powers)
+        return codec._replace(
+            raw=lambda rung: rung**3,
+            unit=127.0**-3,
+            prepare=_prepare_cubes,
+            climb=_climb_cubes,
+        )
+    return codec._replace(
+        raw=lambda rung: rung**8,
+        raw_root=lambda rung: rung**4,
+        unit=_EIGHTH_UNIT,
+        prepare=_prepare_eighth_powers,
+        climb=_climb_eighth_powers,
+    )
 
 
 def _prepare_cubes(absmax, u):

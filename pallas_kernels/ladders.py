@@ -136,11 +136,11 @@ def power(signed, exponent, name="power"):
         negative_never_zero=False,
         odd=exponent % 2 == 1,
         level=level,
-        raw=lambda rung: _power(rung, exponent),
+        raw=level,
         raw_root=lambda rung: (
-            jnp.sqrt(_power(rung, exponent)) if exponent % 2 else _power(rung, exponent // 2)
+            jnp.sqrt(level(rung)) if exponent % 2 else _power(rung * (1 / top), exponent // 2)
         ),
-        unit=float(top) ** -exponent,
+        unit=1.0,
         prepare=prepare,
         climb=lambda x, least, scale, *of_u: Climbed(climb(_normalized(x, scale), least, *of_u)),
     )

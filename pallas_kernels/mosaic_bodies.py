@@ -117,12 +117,13 @@ def _load(spec, tile, s, g, p, state):
     p = None if p is None else tile.load(p).astype(jnp.float32)
     codes, absmaxes = _load_state(tile, state)
 
-    def old(factors=None):
+    def old(factors):
         scales = tuple(map(tile.spread, shared.scales(spec, absmaxes, factors)))
-        return shared.decode_slots(spec, codes, scales, jnp.float32)
+        return shared.decode_slots(spec, codes, scales, jnp.float32, exactly=factors is None)
 
     g = shared.gradient(spec, g, p, s)
-    mixed = spec.rule.direction(g, old(), s) if spec.rule.from_old else None
+    ones = (1.0,) * len(codes)
+    mixed = spec.rule.direction(g, old(ones), s) if spec.rule.from_old else None
     return _Given(g, p, old, absmaxes, mixed)
 
 
@@ -201,11 +202,14 @@ def _direction(spec, tile, state, roots, usable, p, s):
 def _rough_direction(spec, tile, state, roots, usable, p, s):
     """The direction but for some 1e-6, which is nothing to a norm."""
     first, *others = shared.scales_for_step(spec, *state, s)
-    log = tile.spread(jnp.log2(first))  # the scale of what is divided goes into the quotient
+    if spec.rule.is_quotient:  # of which the scale can be a part
+        log, first = tile.spread(jnp.log2(first)), None
+    else:
+        log, first = 0.0, tile.spread(first)
 
     def divide(a, b):
         return a * jnp.exp2(log - jnp.log2(b))
 
-    scales = None, *map(tile.spread, others)
+    scales = first, *map(tile.spread, others)
     stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32, roots)
     return shared.direction(spec, stored, usable, p, s, divide=divide)

@@ -94,6 +94,9 @@ class Rule(NamedTuple):
     grad_limit: float
     """A gradient element larger than this is treated as non-finite: with it, moments and the
     inverse of their block's absmax stay normal float32 numbers."""
+    is_quotient: bool = False
+    """Whether `direction` is `divide(first_slot, b)`, with nothing of the first slot in `b`: then
+    the scale of the slot can be made part of the division."""
 
 
 # ---------------------------------------------------------------------------------------- Lion
@@ -157,6 +160,7 @@ LAMB = Rule(
     from_old=False,
     trust_ratio=True,
     grad_limit=2.0**63,  # its square is 2**126
+    is_quotient=True,
 )
 
 LAMB_AMSGRAD = LAMB._replace(

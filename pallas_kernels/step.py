@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import rules
 from pallas_kernels.blocks import spread
-from pallas_kernels.codecs import Codec, decode_raw, decode_raw_root, with_sign_of
+from pallas_kernels.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
 from pallas_kernels.ladders import NEAREST
 from pallas_kernels.pieces import can_be_cut, squares
 from pallas_kernels.places import is_divided
@@ -91,7 +91,7 @@ def harmless(spec, s):
 def moments(spec, g, usable, old, s):
     """The new slots; the old values where an element is not usable. None: all of them are.
 
-    `old(factors)` are the old slots as values, times numbers, or as they are if that is None.
+    `old(factors)` are the old slots as values, times numbers, or exactly as they are if it is None.
     """
     new = spec.rule.moments(g, old(spec.rule.decays(s)), s)
     if usable is None:
@@ -138,29 +138,35 @@ def direction(spec, stored, usable, p, s, **divide):
 def scales(spec, absmaxes, factors=None):
     """What `decode_slots` multiplies slots by, for every block or for all; None for nothing.
 
-    `factors` are numbers that the values are to be multiplied by.
+    `factors` are numbers that the values are to be multiplied by. Without, values are those that
+    were stored, to the last bit: the largest of a block is its scale.
     """
+    if factors is None:
+        return absmaxes
 
     def scale(slot, codec, absmax, factor):
         if absmax is None:
             return factor
+        factor = jnp.asarray(factor, jnp.float32)
         if _by_root(slot, codec):
-            root = jnp.sqrt(absmax) * codec.unit**0.5
-            return root if factor is None else root * jnp.sqrt(jnp.asarray(factor, jnp.float32))
-        absmax = absmax * codec.unit
-        return absmax if factor is None else absmax * jnp.asarray(factor, jnp.float32)
+            return jnp.sqrt(absmax) * codec.unit**0.5 * jnp.sqrt(factor)
+        return absmax * codec.unit * factor
 
-    factors = (None,) * len(absmaxes) if factors is None else factors
     columns = zip(spec.rule.slots, spec.codecs, absmaxes, factors, strict=True)
     return tuple(scale(*column) for column in columns)
 
 
-def decode_slots(spec, slots, scales, dtype):
-    """Slots as values. `scales` are those of `scales`, of blocks spread over the elements."""
+def decode_slots(spec, slots, scales, dtype, *, exactly):
+    """Slots as values. `scales` are those of `scales`, of blocks spread over the elements.
+
+    `exactly` is for scales without factors.
+    """
 
     def decoded(slot, codec, x, scale):
         if not coded(x):
             return x.astype(dtype) if scale is None else scale * x.astype(dtype)
+        if exactly:
+            return decode(codec, x, dtype) * scale.astype(dtype)
         if _by_root(slot, codec):
             return jnp.square(decode_raw_root(codec, x, dtype) * scale.astype(dtype))
         return decode_raw(codec, x, dtype) * scale.astype(dtype)
@@ -280,7 +286,7 @@ def load(spec, slots, absmaxes, dtype, factors=None):
         spread(scale, x.shape, spec.block_size) if coded(x) else scale
         for x, scale in zip(slots, scales(spec, absmaxes, factors), strict=True)
     )
-    return decode_slots(spec, slots, spreads, dtype)
+    return decode_slots(spec, slots, spreads, dtype, exactly=factors is None)
 
 
 def sum_of_squares(spec, x, by_grains):

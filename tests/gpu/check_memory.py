@@ -120,7 +120,7 @@ def _huge(run, rule):
     codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
     spec = Spec(rule, codecs, 256, "decoupled", "params")
     dither = Dither(jnp.uint32(3), jnp.uint32(99))
-    dither = dither.scrambled(tuple(map(even_digits, rule.decays(s))))
+    dither = dither.scrambled(even_digits(rule, s))
     step = functools.partial(mosaic.step, spec)
     if run.interpret:
         from tests.kernels.interpreted import INTERPRET
@@ -129,7 +129,8 @@ def _huge(run, rule):
     make = jax.jit(functools.partial(_make, rule), static_argnums=(1, 2))
     g, p, codes, absmaxes = make(0, rows, columns)
     # The old parameters are a formula, so nothing but one set of them need be kept.
-    p, codes, absmaxes = jax.jit(step, donate_argnums=(1, 2, 3))(g, p, codes, absmaxes, s, dither)[:3]
+    step = jax.jit(step, donate_argnums=(1, 2, 3))
+    p, codes, absmaxes, _ = step(g, p, codes, absmaxes, s, dither)
     del g
 
     part = min(4096, rows)

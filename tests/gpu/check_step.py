@@ -137,13 +137,15 @@ def checks(rule, run):
     for shape in PARTS:
         if not run.tiny:
             case = Case(rule, "updates", shape, "float32", "float32", count_skipped=True)
-            yield f"pieces have the bits of the leaf: {case.name}", functools.partial(
-                _in_pieces, case, run
+            yield (
+                f"pieces have the bits of the leaf: {case.name}",
+                functools.partial(_in_pieces, case, run),
             )
     if not run.tiny:
         case = Case(rule, "updates", (64, 2048), "float32", "float32")
-        yield f"shards have the bits of the tensor: {case.name}", functools.partial(
-            _in_shards, case, run
+        yield (
+            f"shards have the bits of the tensor: {case.name}",
+            functools.partial(_in_shards, case, run),
         )
 
 
@@ -204,6 +206,7 @@ def _in_shards(case, run):
     whole = _by_kernels(mosaic.step, run, spec)(*given)
     rows, columns = case.shape[0] // 2, case.shape[1] // 2
     for i, j in itertools.product(range(2), range(2)):
+
         def shard(x, i=i, j=j):
             a, b = (n // 2 for n in x.shape)
             return x[i * a : (i + 1) * a, j * b : (j + 1) * b]

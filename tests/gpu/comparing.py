@@ -27,8 +27,8 @@ CUBE_TIE = 1e-3
 """`kernel_ladders._climb_cubes`: what share of a gap a kernel may be off from where rounding turns.
 """
 EIGHTH_TIE = 2.0**-12
-"""The same of `_climb_eighth_powers`: its logarithm may name the rung beside one that a value almost
-lies on, which matters where rounding turns there, too."""
+"""The same of `_climb_eighth_powers`: its logarithm may name the rung beside the one that a value
+almost lies on, which matters where rounding turns there, too."""
 STEP, LEAF = 5, "leaf"
 """Of every case. Scalars are bias-corrected for that step."""
 LARGE = 2**22
@@ -73,7 +73,7 @@ def inputs(case):
     s = rules.Scalars(*(None if x is None else jnp.float32(x) for x in s))
     p = jnp.asarray(p).astype(case.p) if case.has_params else None
     dither = Dither(jnp.uint32(STEP), jnp.uint32(zlib.crc32(LEAF.encode())))
-    dither = dither.scrambled(tuple(map(even_digits, case.rule.decays(s))))
+    dither = dither.scrambled(even_digits(case.rule, s))
     return g, p, tuple(slots), tuple(absmaxes), s, dither
 
 
@@ -193,7 +193,8 @@ def _judge_slot(case, i, slot, value, error, kernel, general):
     }
     u = 0.5
     if case.codec != "dynamic":
-        decay = case.rule.decays(case.scalars)[i]
+        # Digits of second moments are scrambled the most, whatever their decay.
+        decay = 0.0 if slot.second_moment else case.rule.decays(case.scalars)[i]
         u = oracles.dither(STEP, LEAF, i, (absmax.size,), 1, decay)[blocks]
     value, error, codes, expected = (x.reshape(-1)[at] for x in (value, error, codes, expected))
     for name, stored, scale in (("kernel", codes, absmax), ("XLA", expected, expected_absmax)):

@@ -147,11 +147,11 @@ def test_the_judge_of_a_step_predicts_the_dither_of_every_block(case):
     others.append(dither._replace(scrambling=()))
     mistakes = [step(*arrays, other) for other in others]
     first = jnp.uint32(1)  # blocks are counted from another number on
-    mistakes.append(
-        jax.jit(functools.partial(xla.step, comparing.spec(case), first=first))(*given)
-    )
+    mistakes.append(jax.jit(functools.partial(xla.step, comparing.spec(case), first=first))(*given))
     codes = seen.slots[0]  # one block that was rounded as its neighbour would be
-    mistakes.append(seen._replace(slots=(codes.at[4].set(mistakes[-1].slots[0][4]), *seen.slots[1:])))
+    mistakes.append(
+        seen._replace(slots=(codes.at[4].set(mistakes[-1].slots[0][4]), *seen.slots[1:]))
+    )
     for mistake in mistakes:
         for pair in ((mistake, seen), (seen, mistake)):
             with pytest.raises(AssertionError, match="codes of (kernel|XLA) wrong"):

@@ -154,9 +154,7 @@ def ours(
     count_skipped=False,
 ):  # fmt: skip
     """A `Program`: one step of an optimizer of this package."""
-    options = StateOptions(
-        implementation=implementation, codec=codec, count_skipped=count_skipped
-    )
+    options = StateOptions(implementation=implementation, codec=codec, count_skipped=count_skipped)
     tx = getattr(optax_lamblion, name)(1e-4, weight_decay=0.1, options=options)
     params, grads = trees(leaves, pair)
     step, carry = stepping(tx, params, fused)
@@ -203,7 +201,7 @@ def tiled(leaves, rule, per_thread, interpret):
 
     def step(carry, grads):
         dither, made = Dither(jnp.uint32(1), jnp.uint32(1)), {}
-        dither = dither.scrambled(tuple(map(even_digits, rule.decays(scalars))))
+        dither = dither.scrambled(even_digits(rule, scalars))
         for name, (p, codes, absmaxes) in carry.items():
             given = grads[name], p, codes, absmaxes, scalars, dither
             made[name] = mosaic.step(spec, *given, interpret=interpret)[:3]

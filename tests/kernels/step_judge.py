@@ -129,8 +129,8 @@ def check_slot(observed, slot, value, error, hyper):
     u = 0.5
     if hyper.codec != "dynamic":
         number = SLOTS.index(slot)
-        # Lion's only average has the decay b2.
-        decay = (hyper.b1 if "nu" in fields else hyper.b2, hyper.b2, 1.0)[number]
+        # Lion's only average has the decay b2. Digits of second moments are scrambled the most.
+        decay = 0.0 if number else hyper.b1 if "nu" in fields else hyper.b2
         u = oracles.dither(observed.t, observed.leaf, number, y.shape, hyper.block_size, decay)
     expected, distance, gap = oracles.turned(y, u, hyper.codec, signed, zero_rule=not signed)
     if hyper.codec == "dynamic" and signed:  # its negative values are never stored as zero

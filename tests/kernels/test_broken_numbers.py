@@ -150,3 +150,18 @@ def test_kernels_read_their_scalars_four_at_a_time(rule, grad_scale, layers):
     assert len(names) <= hyper.floats.size < len(names) + 4
     values = s._asdict()
     np.testing.assert_array_equal(hyper.floats[: len(names)], [values[name] for name in names])
+
+
+@EMIT
+def test_a_rule_that_divides_nothing_has_its_own_norm(emit):
+    """As of LARS. The scale of what LAMB divides is made part of the division, this one is not."""
+    spec = Spec(MOMENTUM._replace(trust_ratio=True), (get_codec("power", True),), 256, None, emit)
+    leaf = leaf_of("lion", emit)
+    g, *others = leaf.arrays()
+    others[0] = jnp.ones(SHAPE)  # parameters, which the ratio needs
+    lengths = [
+        np.linalg.norm(np.asarray(jitted(step, spec)(g, *others).out) - (emit == "params"))
+        for step in (interpreted_step, xla.step)
+    ]
+    # Directions are off by 1e-6, sums are in another order, and a code may differ beside a turn.
+    assert lengths[0] == pytest.approx(lengths[1], rel=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from pallas_kernels import kernel_ladders, ladders
 from pallas_kernels.codecs import as_bytes, encode, get_codec
-from pallas_kernels.dither import Dither, fraction
+from pallas_kernels.dither import Dither, even_digits_for, fraction
 from pallas_kernels.hashing import uniform
 from pallas_kernels.kernel_ladders import for_kernel
 from pallas_kernels.ladders import NEAREST
@@ -21,7 +21,6 @@ from tests.kernels.codec_judge import KINDS
 from tests.kernels.test_places import divided, places
 
 SLOTS = pytest.mark.parametrize("slot", [0, 1, 2])
-LATE = (2**31 - 1, 2**32 - 2, 2**32 - 1)
 
 
 def name_of(leaf):
@@ -37,14 +36,26 @@ def fractions(dither, numbers, slot):
 # ------------------------------------------------------------------------------------ the numbers
 
 
+def dither_of(step, leaf, decay=None):
+    """`Dither` for slots that are moving averages with this decay; None: nothing is scrambled."""
+    dither = Dither(jnp.asarray(step, jnp.uint32), name_of(leaf))
+    return dither if decay is None else dither.scrambled((even_digits_for(decay),) * 3)
+
+
+# With 3, 6, 9 and 23 even digits, and without scrambling.
+DECAY = pytest.mark.parametrize("decay", [0.0, 0.9, 0.999, 0.9999, 1.0, None])
+
+
 @SLOTS
+@DECAY
 @pytest.mark.parametrize("leaf", ["", "w", "['layers'][3]['kernel']"])
-def test_fractions_are_the_documented_ones_bit_for_bit(slot, leaf):
-    for step in (1, 2, 1000, *LATE):
-        dither = Dither(jnp.uint32(step), name_of(leaf))
+def test_fractions_are_the_documented_ones_bit_for_bit(slot, decay, leaf):
+    for step in (1, 2, 1000, 2**31 - 1, 2**32 - 2, 2**32 - 1):
+        dither = dither_of(step, leaf, decay)
         u = fractions(dither, dither.numbers(700, 32), slot)
         assert u.dtype == jnp.float32
-        np.testing.assert_array_equal(u, oracles.dither(step, leaf, slot, (700, 32), 32)[:, 0])
+        expected = oracles.dither(step, leaf, slot, (700, 32), 32, decay)[:, 0]
+        np.testing.assert_array_equal(u, expected)
 
 
 def test_fractions_of_late_blocks_are_the_documented_ones():
@@ -54,18 +65,25 @@ def test_fractions_of_late_blocks_are_the_documented_ones():
     numbers = dither.numbers(100, 256, jnp.uint32(first))
     np.testing.assert_array_equal(numbers, first + np.arange(100, dtype=np.uint64))
     # The offsets of blocks go round once in 2**32, and so those before the first one come last.
-    stride, scrambling = 0xC13FA9A9, oracles._lowbias32(5) >> 3
-    phases = (5 * 0x9E3779B9 + stride * np.arange(-100, 0).astype(object)) % 2**32
-    expected = [((int(phase) ^ scrambling) // 2**9 + 0.5) / 2**23 for phase in phases]
+    phases = (5 * 0x9E3779B9 + 0xC13FA9A9 * np.arange(-100, 0).astype(object)) % 2**32
+    expected = [(int(phase) // 2**9 + 0.5) / 2**23 for phase in phases]
     np.testing.assert_array_equal(fractions(dither, numbers, 0), expected)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.95, 0.99, 0.995, 0.999, 0.9999, 1 - 1e-6, 1.0])
+def test_a_traced_decay_has_as_many_even_digits_as_a_number(decay):
+    traced = jax.jit(even_digits_for)(jnp.float32(decay))
+    assert traced.dtype == even_digits_for(decay).dtype == jnp.uint32
+    assert traced == even_digits_for(decay)
+
+
 @SLOTS
-def test_fractions_lie_strictly_between_0_and_1(slot):
-    steps = jnp.arange(1, 2**16, dtype=jnp.uint32)
-    u = np.asarray(fractions(Dither(steps, jnp.uint32(7)), jnp.uint32(0), slot))
+@DECAY
+def test_fractions_lie_strictly_between_0_and_1(slot, decay):
+    dither = dither_of(jnp.arange(1, 2**16, dtype=jnp.uint32), "w", decay)
+    u = np.asarray(fractions(dither, jnp.uint32(0), slot))
     assert u.min() > 0 and u.max() < 1
-    # And their ends: all bits clear, all bits set.
+    # And at the ends: all bits clear, all bits set.
     ends = fraction(jnp.array([0, 2**32 - 1], jnp.uint32))
     np.testing.assert_array_equal(ends, np.float32([2.0**-24, 1 - 2.0**-24]))
 
@@ -77,34 +95,39 @@ def discrepancy(u):
     return max((np.abs(u - n / u.size)).max(), (np.abs(u - (n + 1) / u.size)).max())
 
 
-@SLOTS
-@pytest.mark.parametrize("steps", [64, 1000, 2**16])
-def test_steps_are_evenly_spread(slot, steps):
-    for leaf, first in (("w", 1), ("b", 12_345), ("w", 2**32 - steps)):
-        step = jnp.arange(steps, dtype=jnp.uint32) + jnp.uint32(first)
-        u = fractions(Dither(step, name_of(leaf)), jnp.uint32(3), slot)
-        # The upper three bits follow a Weyl sequence with bounded partial quotients, whose
-        # discrepancy is below 3 log2(N) / N; within an eighth a share of N / 8 numbers is as good as
-        # random, of standard deviation sqrt(N / 8) / 2 at most, and five of them are allowed.
-        assert discrepancy(u) < (3 * math.log2(steps) + 5 * math.sqrt(steps / 32)) / steps
-
-
-@SLOTS
-@pytest.mark.parametrize("steps", [64, 1000, 2**16])
-def test_every_eighth_gets_its_share_of_steps(slot, steps):
+def runs(steps, decay):
+    """`Dither` for some runs of so many steps."""
     for leaf, first in (("w", 1), ("b", 12_345), ("abc", 777), ("w", 2**32 - steps)):
-        step = jnp.arange(steps, dtype=jnp.uint32) + jnp.uint32(first)
-        u = np.asarray(fractions(Dither(step, name_of(leaf)), jnp.uint32(3), slot))
+        yield dither_of(jnp.arange(steps, dtype=jnp.uint32) + jnp.uint32(first), leaf, decay)
+
+
+@SLOTS
+@pytest.mark.parametrize("decay, digits", [(0.9, 3), (0.999, 6), (0.9999, 9), (None, 32)])
+@pytest.mark.parametrize("steps", [64, 1000, 2**16])
+def test_steps_are_evenly_spread(slot, steps, decay, digits):
+    # That of a Weyl sequence is of the order of log(N) / N. Where digits are scrambled, the numbers
+    # within an interval are as good as random: N / 2**digits of them, five standard deviations.
+    bound = 1 + math.log2(steps) / 2 + 5 * math.sqrt(steps / 2**digits / 4)
+    for dither in runs(steps, decay):
+        assert discrepancy(fractions(dither, jnp.uint32(3), slot)) < bound / steps
+
+
+@SLOTS
+@pytest.mark.parametrize("decay", [0.0, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("steps", [64, 1000, 2**16])
+def test_every_eighth_gets_its_share_of_steps(slot, steps, decay):
+    for dither in runs(steps, decay):
+        u = np.asarray(fractions(dither, jnp.uint32(3), slot))
         seen = np.bincount((u * 8).astype(int), minlength=8)
-        # The sequence has a discrepancy of the order of log(N) / N. Random numbers would be off by
-        # sqrt(N / 8), which is 3 of 64 and 90 of 65,536.
+        # Of the order of log(N). Random numbers would be off by sqrt(N / 8): 3 of 64, 90 of 65,536.
         assert abs(seen - steps / 8).max() <= 1 + math.log2(steps) / 4
 
 
 @SLOTS
-def test_blocks_are_evenly_spread_in_every_step(slot):
+@pytest.mark.parametrize("decay", [0.9, 0.999, None])
+def test_blocks_are_evenly_spread_in_every_step(slot, decay):
     for step in (1, 77, 2**32 - 1):
-        dither = Dither(jnp.uint32(step), name_of("w"))
+        dither = dither_of(step, "w", decay)
         for count in (64, 1024, 2**15):
             u = fractions(dither, dither.numbers(count, 256), slot)
             # Numbers are scrambled alike, and so within binary parts of the range only: as even as
@@ -120,7 +143,7 @@ def test_shards_have_the_numbers_of_the_tensor(shape, shards, block):
     whole = np.arange(math.prod(shape)).reshape(shape) // block
     for place, index in places(shape, shards):
         expected = whole[index].reshape(-1, block)[:, 0]
-        dither = Dither(jnp.uint32(1), jnp.uint32(2), place)
+        dither = Dither(jnp.uint32(1), jnp.uint32(2), place=place)
         np.testing.assert_array_equal(dither.numbers(len(expected), block), expected)
         # From any block of the shard on.
         later = dither.numbers(len(expected) - 1, block, jnp.uint32(1))
@@ -140,7 +163,7 @@ def test_pieces_have_the_numbers_of_the_leaf(block):
 @divided
 def test_without_block_size_every_part_is_of_block_0(shape, shards, block):
     for place, _ in places(shape, shards):
-        dither = Dither(jnp.uint32(1), jnp.uint32(2), place)
+        dither = Dither(jnp.uint32(1), jnp.uint32(2), place=place)
         assert dither.numbers(1, None).tolist() == [0]
 
 

@@ -140,14 +140,15 @@ def test_the_zero_rule_of_turns_keeps_zero_for_zero():
 
 
 def test_dither_by_hand():
-    # A leaf without a name (whose checksum is 0): the strides, with published hashes of the numbers
-    # of the steps (lowbias32 of 1 and 2) in their lower 29 bits.
+    # Step 1 of a leaf without a name (whose checksum is 0): the strides themselves. With a decay,
+    # a published hash (lowbias32) of the step's number changes digits: of 0.9 all but three, of
+    # 0.999 all but six, as a tenth of 1,000 steps is 2**6.6.
     for slot, stride in enumerate((0x9E3779B9, 0x91E10DA5, 0xD1B54A33)):
-        (u,) = oracles.dither(1, "", slot, (1,), 256)
-        assert u == ((stride ^ 0x688990C0 // 8) // 2**9 + 0.5) / 2**23
-        assert int(8 * u) == stride // 2**29
+        for decay, changed in ((None, 0), (0.9, 0x688990C0 // 8), (0.999, 0x688990C0 // 64)):
+            (u,) = oracles.dither(1, "", slot, (1,), 256, decay)
+            assert u == ((stride ^ changed) // 2**9 + 0.5) / 2**23
     u = oracles.dither(2, "", 0, (2, 300), 256)
-    second = (2 * 0x9E3779B9 + 0xC13FA9A9) % 2**32 ^ 0xD1132181 // 8
+    second = (2 * 0x9E3779B9 + 0xC13FA9A9) % 2**32
     assert u.shape == (2, 300) and np.unique(u).size == 3
     assert u[0, 256] == u[1, 211] == (second // 2**9 + 0.5) / 2**23
     assert np.unique(oracles.dither(2, "", 0, (2, 300), None)).size == 1

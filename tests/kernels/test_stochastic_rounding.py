@@ -1,8 +1,8 @@
 """Rounding with a seed: unbiased in the value, reproducible, and random in every other respect.
 
-What decays by a step smaller than half a gap would be held in place by rounding to nearest; rounding
-up with the right probability lets it move. Bounds are in standard deviations: 5 for one statistic,
-6 where a test looks at thousands. Seeds are fixed, so nothing is flaky.
+What decays by a step smaller than half a gap would be held in place by rounding to nearest;
+rounding up with the right probability lets it move. Bounds are in standard deviations: 5 for one
+statistic, 6 where a test looks at thousands. Seeds are fixed, so nothing is flaky.
 """
 
 import jax.numpy as jnp

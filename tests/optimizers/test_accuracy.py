@@ -42,12 +42,10 @@ def sign_disagreement(grads, **options):
     return float(jnp.mean(exact != coded))
 
 
-# 0.55 % and 1.11 % were measured; the bounds leave a tenth for another seed (the standard error
-# with a million elements is below 0.01 %).
+# 0.566 % and 1.104 % were measured; the standard error with a million elements is below 0.01 %.
 @pytest.mark.parametrize(("sigma", "bound"), [(0.0, 0.006), (1.0, 0.012)])
 def test_eight_bit_momentum_turns_few_signs(sigma, bound):
     turned = sign_disagreement(gradients(0, 50, sigma, elements=2**20))
-    print(f"{sigma}: {turned:.5f}")
     assert turned < bound
 
 
@@ -100,9 +98,9 @@ def signs_turned(sigma, steps, seed=3, elements=2**17):
 def test_dither_turns_as_few_signs_as_rounding_to_the_nearest(sigma, steps):
     turned = signs_turned(sigma, max(steps))
     for step in steps:
-        # Ten steps have a standard error of 1 %.
+        # Ten steps have a standard error of 1 %. It was 1.09 and 1.06 times as many after 50 steps,
+        # and 1.02 to 1.04 times later: 1.02 % and 1.99 % after 1,000.
         dithered, nearest = turned[step - 10 : step].mean(axis=0)
-        print(f"{sigma} {step}: {100 * dithered:.3f} % {100 * nearest:.3f} %")
         assert dithered < 1.1 * nearest
 
 
@@ -147,7 +145,7 @@ def test_updates_are_as_accurate_as_ever(sigma, seed):
     exact, coded = (directions(run(scale_by_lamb(bits=bits), grads)[1]) for bits in (32, 8))
     off = coded - exact
     rms, worst = np.sqrt(np.mean(off**2) / np.mean(exact**2)), np.abs(off).max()
-    print(f"{sigma} {seed}: {rms:.4f} {worst:.3f}")
+    # 0.037 and 0.081 for sigma 0, 0.076 and 0.211 for 1, 0.235 and 1.54 for 2.
     assert rms < ERRORS[sigma][0]
     assert worst < ERRORS[sigma][1]
 
@@ -158,6 +156,6 @@ def test_stored_second_moments_do_not_drift(sigma):
     (_, v), (_, v8) = (moments(run(scale_by_lamb(bits=bits), grads)[1]) for bits in (32, 8))
     # Rounding to nearest would leave +0.2 to +0.4: a step's decay of 0.1 % never reaches the next
     # code. Rounded without bias, the mean's own standard error is below 0.002.
+    # It was -0.038 and 0.003.
     drift = np.mean(np.log(v8 / v))
-    print(f"{sigma}: {drift:.4f}")
     assert abs(drift) < 0.05

@@ -120,5 +120,4 @@ def test_one_huge_gradient_does_not_blow_up_the_steps_beside_it():
         return max(sizes)
 
     coded, exact = largest(lamb8bit), largest(lamb32bit)
-    print(coded, exact)
     assert coded < 1.5 * exact

@@ -60,7 +60,6 @@ def test_those_of_32_bits_are_optax_lamb_s(leaf, steps):
         where = np.isfinite(theirs)
         # A few roundings of float32, and those of sums over the leaf, relative to the largest.
         scale = np.abs(theirs[where]).max(initial=0)
-        print(leaf, steps, np.abs(ours - theirs)[where].max(initial=0) / (scale or 1))
         np.testing.assert_allclose(ours[where], theirs[where], rtol=1e-5, atol=1e-5 * scale)
     # Of a gradient of zero Optax knows no derivative.
     assert all(finite) or leaf.endswith("no-gradient")

@@ -79,13 +79,13 @@ def shares(make, b2, *, steps, tail, scales=SCALES, **kwargs):
 
 def assert_small(shares, since, bound):
     """The share of every leaf, at each of these steps."""
-    print({name: f"{x[since:].max():.2g}" for name, x in shares.items()})
     assert max(x[since:].max() for x in shares.values()) < bound
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("b2", [0.99, 0.999])
 def test_lamb_forgets_columns_without_a_gradient(b2):
+    # It is 0 from step 1,000 on; rounded to the nearest, it came to 120.
     assert_small(shares(lamb8bit, b2, steps=20_000, tail=0.0), 1000, 1e-3)
 
 
@@ -100,7 +100,6 @@ def test_lamb_steps_by_what_is_left_of_a_gradient(b2):
     coded = shares(lamb8bit, b2, steps=20_000, tail=1e-6)
     exact = shares(lamb32bit, b2, steps=20_000, tail=1e-6)
     mean = {name: (coded[name][-1000:].mean(), exact[name][-1000:].mean()) for name in coded}
-    print({n: f"{a:.3g} {b:.3g} {a / b:.2f}" for n, (a, b) in mean.items()})
     assert all(a < 20 * b for a, b in mean.values())
 
 
@@ -134,13 +133,12 @@ def wrong_signs(make, steps=1000, **kwargs):
 
 def test_lion_turns_where_its_gradient_does():
     coded, exact = wrong_signs(lion8bit), wrong_signs(lion32bit)
-    print(coded, exact)
+    # 0 without noise; at most 8.1 % with it, where float32 has 7.7 %.
     assert all(abs(coded[name] - exact[name]) < 0.01 for name in TURNS)
 
 
 def test_it_does_not_with_codes_that_are_the_nearest():
     """The dynamic map's: so this problem tells one rounding from another."""
-    print(wrong_signs(lion8bit, options=DYNAMIC))
     assert wrong_signs(lion8bit, options=DYNAMIC)["-0.1-0.0"] == 1
 
 
@@ -167,14 +165,13 @@ def stopped_momentum(make, seed, rows=512, **kwargs):
 def test_lion_s_stopped_momentum_fades_as_in_float32(seed):
     """On the average over 512 blocks; that of 64 blocks differs from it by a half after 900."""
     ratio = stopped_momentum(lion8bit, seed) / stopped_momentum(lion32bit, seed)
-    print(seed, [f"{ratio[t - 1]:.2f}" for t in (200, 500, 900)], ratio.min(), ratio.max())
+    # From 1.00 down to 0.37 and 0.39 at the end.
     assert 1 / 3 < ratio.min() and ratio.max() < 3
 
 
 def test_it_does_not_fade_with_codes_that_are_the_nearest():
     stays = stopped_momentum(lion8bit, 0, codec="dynamic")[-1]
     fades = stopped_momentum(lion32bit, 0)[-1]
-    print(stays / fades)
     assert stays > 10 * fades
 
 
@@ -202,14 +199,12 @@ def noisy_least_squares(make, b2, codec="power", size=1024, steps=8000):
     start = jax.tree.map(jnp.zeros_like, goal)
     x, _ = course(tx, start, gradient, steps, lambda *_: None, apply=True)
     losses = jax.tree.map(lambda x, a, h: jnp.sum(h * (x - a) ** 2) / 2, x, goal, curvature)
-    print(make.__name__, codec, b2, [f"{x:.4g}" for x in losses.values()])
     return float(np.mean(list(losses.values())))
 
 
 @pytest.mark.parametrize("b2", [0.99, 0.995, 0.998, 0.999, 0.9999])
 def test_noisy_least_squares_end_as_in_float32(b2):
     coded, exact = (noisy_least_squares(make, b2) for make in (lion8bit, lion32bit))
-    print(b2, coded, exact)
     assert coded < 1.2 * exact
 
 
@@ -239,7 +234,7 @@ def digits_loss(make, b2, codec="power", steps=2000, hidden=64):
         return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
     def rate(count):
-        return 1e-3 * (1 - count.astype(jnp.float32) / steps)
+        return 2e-4 * (1 - count.astype(jnp.float32) / steps)
 
     options = StateOptions(min_8bit_size=0, codec=codec)
     tx = make(rate, b2=b2, weight_decay=0.0, options=options)
@@ -249,7 +244,6 @@ def digits_loss(make, b2, codec="power", steps=2000, hidden=64):
         return float(loss(p))
 
     losses = [of(seed) for seed in SEEDS]
-    print(make.__name__, codec, b2, [f"{x:.4g}" for x in losses])
     return np.mean(losses)
 
 
@@ -257,5 +251,4 @@ def digits_loss(make, b2, codec="power", steps=2000, hidden=64):
 @pytest.mark.parametrize("b2", [0.99, 0.999])
 def test_full_batches_of_digits_end_as_in_float32(b2):
     coded, exact = digits_loss(lion8bit, b2), digits_loss(lion32bit, b2)
-    print(b2, coded, exact)
     assert coded < 1.2 * exact

@@ -139,7 +139,10 @@ def gradient(kind, noise, t, period):
 
 
 def even_digits(decay):
-    """How many digits are even: a tenth as many intervals as the average remembers steps."""
+    """How many digits are even: a tenth as many intervals as the average remembers steps.
+
+    The fewest, 3, are those of second moments, whatever their decay.
+    """
     return jnp.clip(jnp.floor(jnp.log2(0.1 / (1 - jnp.float32(decay)))), 3, 23).astype(jnp.uint32)
 
 
@@ -212,7 +215,7 @@ def lamb(rules, kind, steps, scale, phases, key, period, b2, amsgrad=False):
         m8, v8 = b1 * m8 + (1 - b1) * g, b2 * v8 + (1 - b2) * g * g
         us = [
             draw(rules, t, i, phases, k, scale.shape, decay)
-            for i, (k, decay) in enumerate(zip(keys, (b1, b2, 1.0), strict=True))
+            for i, (k, decay) in enumerate(zip(keys, (b1, 0.0, 0.0), strict=True))
         ]
         if amsgrad:
             w8, w32 = jnp.maximum(w8, v8 * unbias), jnp.maximum(w32, v32 * unbias)

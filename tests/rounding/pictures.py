@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from optax_lamblion import StateOptions, scale_by_lamb, scale_by_lion
 from pallas_kernels import codecs, dequantize
-from pallas_kernels.dither import Dither, even_digits
+from pallas_kernels.dither import Dither, even_digits_for
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -159,7 +159,9 @@ def draw_rounding():
     """How a moment between two levels is rounded, and where `u` lies."""
     figure, (left, right) = panels(2)
     steps, value = np.arange(1, 61), 0.3
-    dither = [Dither(jnp.uint32(t), jnp.uint32(0)).scrambled([even_digits(0.99)]) for t in steps]
+    dither = [
+        Dither(jnp.uint32(t), jnp.uint32(0)).scrambled([even_digits_for(0.99)]) for t in steps
+    ]
     u = np.array([float(d.fractions(0, jnp.uint32(0))) for d in dither])
     up = u < value
     left.axhspan(0, value, color="#0b4f94", alpha=0.08)
