@@ -171,13 +171,14 @@ def _cubes(top):
 
     def prepare(absmax, u):
         scale = inverse(absmax)
-        return (scale,) if is_nearest(u) else (scale, 0.5 - u, unit * (1 - u))
+        return (scale,) if is_nearest(u) else (scale, 0.5 - u)
 
-    def climb(y, least, half=0.0, rest=unit / 2):
+    def climb(y, least, offset=0.0):
         # The rung that goes by the root alone is the right one or the one above it, because the
         # root is taken too large, and a share of the gap between two cubes lies above the cube of
         # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
-        rung = round_to(top * _cube_root(y) + half)
+        rung = round_to(top * _cube_root(y) + offset)
+        rest = unit * offset + 0.5 * unit  # of u
         slope = 3 * rest
         turn = ((unit * rung - slope) * rung + slope) * rung - rest
         return _bounded(jnp.where(y <= turn, rung - 1, rung), least, top)

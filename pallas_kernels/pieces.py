@@ -82,32 +82,36 @@ def squares(x):
     """The sum of squares of every grain of an array, in a vector."""
     x = x.reshape(-1)
     whole = x.size // GRAIN * GRAIN
-    sums = [_sums_of_squares(x[:whole])] if whole else []
+    sums = [sums_of_squares(x[:whole].reshape(-1, GRAIN))] if whole else []
     if whole < x.size:
         # By itself, or XLA's CPU compiler would contract other multiply-adds in the whole leaf than
         # in its pieces.
-        sums.append(_sums_of_squares(jnp.pad(x[whole:], (0, whole + GRAIN - x.size))))
+        rest = jnp.pad(x[whole:], (0, whole + GRAIN - x.size))
+        sums.append(sums_of_squares(rest[None]))
     return jnp.concatenate(sums)
 
 
-def _sums_of_squares(x):
-    x = jnp.square(x.reshape(-1, GRAIN))
-    return lax.platform_dependent(x, cpu=_sums_on_cpu, default=lambda x: jnp.sum(x, axis=1))
+def sums_of_squares(rows):
+    """The sum of squares of every row."""
+    rows = jnp.square(rows)
+    return lax.platform_dependent(rows, cpu=_sums_on_cpu, default=lambda x: jnp.sum(x, axis=1))
 
 
 def _sums_on_cpu(x):
     """The sums of rows of numbers that are not negative."""
 
-    # XLA's CPU compiler would leave a sum to a library, which takes ten times as long for it. One
-    # of magnitudes it compiles itself; and eight numbers in each of 32 lanes it vectorises, along
-    # with what computes them (sixteen in 16 lanes it does not).
+    # XLA's CPU compiler would leave a sum to a library, which takes ten times as long for it, from
+    # a copy in memory. One of magnitudes it compiles itself; and eight numbers in each of 32 lanes
+    # it vectorises, along with what computes them (sixteen in 16 lanes it does not).
     def add(total, x):
         return total + jnp.abs(x)
 
     def reduce(x, axis):
         return lax.reduce(x, np.zeros((), x.dtype), add, (axis,))
 
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 256)))
     rows = len(x)
     for _ in range(2):
-        x = lax.optimization_barrier(reduce(x.reshape(-1, 8, 32), 1))
-    return reduce(x.reshape(rows, -1), 1)
+        if x.size % (256 * rows) == 0:
+            x = lax.optimization_barrier(reduce(x.reshape(-1, 8, 32), 1)).reshape(rows, -1)
+    return reduce(x, 1)

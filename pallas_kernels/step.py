@@ -20,7 +20,7 @@ from pallas_kernels import rules
 from pallas_kernels.blocks import spread
 from pallas_kernels.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
 from pallas_kernels.ladders import NEAREST
-from pallas_kernels.pieces import can_be_cut, squares
+from pallas_kernels.pieces import can_be_cut, squares, sums_of_squares
 from pallas_kernels.places import is_divided
 
 SKIP, LOST = -128, -127
@@ -295,10 +295,12 @@ def sum_of_squares(spec, x, by_grains):
     Grain by grain if asked for, so that it is that of the leaf in pieces.
     """
     layers = x.shape[0] if spec.stacked else None
-    # A small leaf is never cut. One that XLA divides over devices is not to change its shape.
-    if not by_grains or not can_be_cut(x.size, layers) or is_divided(x):
+    if is_divided(x):  # over devices, by XLA: it is not to change its shape
         return jnp.sum(jnp.square(x), axis=tuple(range(spec.stacked, x.ndim)))
-    return sum_of_grains(squares(x), layers)
+    if by_grains and can_be_cut(x.size, layers):  # a small leaf is never cut
+        return sum_of_grains(squares(x), layers)
+    sums = sums_of_squares(x.reshape(layers or 1, -1))
+    return sums if spec.stacked else sums[0]
 
 
 def sum_of_grains(sums, layers=None):

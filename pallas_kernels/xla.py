@@ -218,13 +218,14 @@ def _new_state(spec, given, slots, absmaxes, dither, first):
         _absmax(spec, new) if coded(x) else None
         for new, x in zip(moments(slots, absmaxes), slots, strict=True)
     )
-    prepared = _prepared(spec, new_absmaxes, dither, first)
-    stage = out, new_absmaxes, prepared, slots, absmaxes
+    stage = out, new_absmaxes, slots, absmaxes
     if any_coded:
         stage = optimization_barrier(stage)
     else:
         stage = platform_dependent(stage, cpu=optimization_barrier, default=_same)
-    out, new_absmaxes, prepared, slots, absmaxes = stage
+    out, new_absmaxes, slots, absmaxes = stage
+    # Worked out block by block, not once more for every element.
+    prepared = optimization_barrier(_prepared(spec, new_absmaxes, dither, first))
 
     # Stage 2, the old state is overwritten.
     stored = _store(spec, moments(slots, absmaxes), slots, prepared), new_absmaxes

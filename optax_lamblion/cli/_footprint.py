@@ -127,9 +127,10 @@ def _step_bytes(row: OptimizerRow, setting: Setting, on_host: int) -> int:
 def _per_parameter_on_cpu(row: OptimizerRow, itemsize: int) -> float:
     """Bytes for each parameter, as compiled for CPUs."""
     if row.family == "lion" and row.ours:
-        return 8 / StateOptions().block_size if row.bits == 8 else 0  # two numbers for each block
+        return 12 / StateOptions().block_size if row.bits == 8 else 0  # three numbers for a block
     if row.family == "lamb" and row.ours:
-        return 4.27  # the direction in float32, and partial sums of norms
+        # Partial sums of norms; and of 32-bit moments the direction in float32.
+        return 0.6 if row.bits == 8 else 4.54
     # Updates; direction and updates in float32; nothing.
     return {"lion": itemsize, "lamb": 8, "adamw": 0}[row.family]
 

@@ -195,7 +195,7 @@ def test_parameters_and_gradients_move_16_bytes_at_a_time(facts_for, dtypes):
     p, g = SIZES[dtypes]
     pieces = 32 // (16 // p)  # of the 32 elements of a thread
     assert kernel["sass"]["load_widths"]["16"] >= 2 * pieces
-    assert kernel["sass"]["store_widths"]["16"] == pieces
+    assert kernel["sass"]["store_widths"]["16"] == 2 * pieces  # on either of the two ways
 
 
 def test_quantization_reads_and_writes_once(facts_for):
