@@ -126,7 +126,7 @@ class _Whole:
 
     def result(self):
         """`Stepped`."""
-        return Stepped(self.target, *self.state, self._skipped)
+        return Stepped(self.target, *self.state, skipped=self._skipped)
 
 
 class _InPieces:
@@ -208,4 +208,4 @@ class _InPieces:
             # Or XLA makes one pass of the last piece and of what uses the update, and a copy.
             self.target = lax.optimization_barrier(self.target)
         state = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, shapes)
-        return Stepped(self.target, *state, skipped)
+        return Stepped(self.target, *state, skipped=skipped)

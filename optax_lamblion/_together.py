@@ -30,7 +30,7 @@ def step(leaves, implementation, region, numbers):
         s = leaf.scalars
         factor = ratio(total, s)
         new = call("apply", leaf, *state, s, factor, of_tiles)
-        out.append(Stepped(new, *state, skipped))
+        out.append(Stepped(new, *state, skipped=skipped))
     return _count_together(out, region, numbers)
 
 

@@ -173,7 +173,7 @@ def _store_moments(spec, tile, dither, new, state):
     stored, roots = [], []
     columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, state.codes, strict=True)
     for slot, codec, value, of_blocks, codes_ref in columns:
-        of_elements = tuple(map(tile.spread, of_blocks))
+        of_elements = tuple(map(tile.spread, of_blocks or ()))
         codes, root = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
         tile.store(codes_ref, as_bytes(codes))
         stored.append(codes)
@@ -194,16 +194,16 @@ def _direction(spec, tile, state, roots, usable, p, s):
         quotient = a * reciprocal
         return quotient + (a - b * quotient) * reciprocal
 
-    scales = tuple(map(tile.spread, shared.scales_for_step(spec, *state, s)))
+    scales = tuple(map(tile.spread, shared.scales_for_step(spec, state.codes, state.absmaxes, s)))
     stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32, roots)
     return shared.direction(spec, stored, usable, p, s, divide=divide)
 
 
 def _rough_direction(spec, tile, state, roots, usable, p, s):
     """The direction but for some 1e-6, which is nothing to a norm."""
-    first, *others = shared.scales_for_step(spec, *state, s)
+    first, *others = shared.scales_for_step(spec, state.codes, state.absmaxes, s)
     if spec.rule.is_quotient:  # of which the scale can be a part
-        log, first = tile.spread(jnp.log2(first)), None
+        log, first = tile.spread(jnp.log2(first)), None  # pyright: ignore[reportArgumentType]
     else:
         log, first = 0.0, tile.spread(first)
 

@@ -43,7 +43,7 @@ def step(spec: Spec, g, p, slots, absmaxes, s, dither, first=None):
     if spec.rule.from_old:
         if spec.emit != "params":  # and else nothing is left for stage 3
             out = shared.update_from_signs(spec, out, given.out_dtype, given.p, given.s)
-        return Stepped(out, *stored, skipped)
+        return Stepped(out, *stored, skipped=skipped)
     direction = _direction(spec, given, stored)
     if spec.rule.trust_ratio:
         ratio = shared.ratio(_sums(spec, True, given.p, direction), given.s)
@@ -52,7 +52,8 @@ def step(spec: Spec, g, p, slots, absmaxes, s, dither, first=None):
             ratio, stored_again = optimization_barrier((ratio, stored))
             direction = _direction(spec, given, stored_again)
         direction = shared.by_layer(ratio, direction) * direction
-    return Stepped(_emitted(spec, given, given.s.step_size * direction), *stored, skipped)
+    out = _emitted(spec, given, given.s.step_size * direction)
+    return Stepped(out, *stored, skipped=skipped)
 
 
 # ------------------------------------------- a step with a trust ratio, on either side of the norms
