@@ -118,12 +118,13 @@ def _load(spec, tile, s, g, p, state):
     codes, absmaxes = _load_state(tile, state)
 
     def old(factors):
+        # Not to the last bit, which would take registers that a thread does not have.
+        factors = factors or (1.0,) * len(codes)
         scales = tuple(map(tile.spread, shared.scales(spec, absmaxes, factors)))
-        return shared.decode_slots(spec, codes, scales, jnp.float32, exactly=factors is None)
+        return shared.decode_slots(spec, codes, scales, jnp.float32, exactly=False)
 
     g = shared.gradient(spec, g, p, s)
-    ones = (1.0,) * len(codes)
-    mixed = spec.rule.direction(g, old(ones), s) if spec.rule.from_old else None
+    mixed = spec.rule.direction(g, old(None), s) if spec.rule.from_old else None
     return _Given(g, p, old, absmaxes, mixed)
 
 
