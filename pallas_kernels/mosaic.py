@@ -203,10 +203,12 @@ def _piece(spec, g, p, start, slots, absmaxes, s, dither, interpret):
 # ----------------------------------------------------------------------------- around a kernel
 
 
-def _per_thread(spec):
+def _per_thread(spec, dtypes):
     # With more elements there is more to do while a thread waits, and room for fewer threads. As
     # many as leave registers enough, 32 or 16; `python -m tests.gpu` times the alternatives.
     slots = sum(2 if codec.name == "dynamic" else 1 for codec in spec.codecs)
+    if slots == 2 and any(jnp.dtype(dtype).itemsize > 2 for dtype in dtypes):
+        slots = 3  # float32 gradients and parameters take twice the registers
     return spec.per_thread or (32 if slots <= 2 else 16)
 
 
@@ -261,7 +263,7 @@ class _Leaf(NamedTuple):
 def _cut(spec, leaf):
     """How a leaf is cut into tiles."""
     dtypes = [x.dtype for x in jax.tree.leaves((leaf.g, leaf.p))]
-    return cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(spec))
+    return cut(math.prod(leaf.shape), leaf.block_size, dtypes, _per_thread(spec, dtypes))
 
 
 class _Hyper(NamedTuple):

@@ -289,8 +289,9 @@ def test_only_rounding_to_the_nearest_drifts(executed):
     optimizer, optimizer_mean, *_ = row(executed, "drift", "scale_by_lamb(bits=8)")
     assert nearest > 0.1
     # As in `test_accuracy.py`; the mean of 8192 ratios with a deviation of 0.13 is known to 0.0015.
+    # The optimizer rounds all of a block by one number: of 32 blocks it is known to 0.023 at worst.
     assert max(abs(at_random), abs(optimizer)) < 0.05
-    assert max(abs(mean - 1), abs(optimizer_mean - 1)) < 0.01
+    assert abs(mean - 1) < 0.01 and abs(optimizer_mean - 1) < 0.046
 
 
 @execution_of("03_paging_and_memory")
