@@ -280,13 +280,13 @@ def direction_from_new(spec, slots, absmaxes, usable, p, s, dtype):
     return direction(spec, stored, usable, p, s)
 
 
-def load(spec, slots, absmaxes, dtype, factors=None):
-    """Slots as values, times numbers if there are some."""
+def load(spec, slots, absmaxes, dtype):
+    """Slots as values, exactly as they were stored."""
     spreads = tuple(
         spread(scale, x.shape, spec.block_size) if coded(x) else scale
-        for x, scale in zip(slots, scales(spec, absmaxes, factors), strict=True)
+        for x, scale in zip(slots, scales(spec, absmaxes), strict=True)
     )
-    return decode_slots(spec, slots, spreads, dtype, exactly=factors is None)
+    return decode_slots(spec, slots, spreads, dtype, exactly=True)
 
 
 def sum_of_squares(spec, x, by_grains):
