@@ -78,8 +78,8 @@ def _prepare_eighth_powers(absmax, u):
 def _climb_eighth_powers(x, least, scale, of_low=_EIGHTH_UNIT / 2, of_high=_EIGHTH_UNIT / 2):
     y = x * scale
     # Half below 2**23, numbers are multiples of a half: the sum is rounded to the rung below the
-    # root, or is less than 2**23, which is rung 0.
-    floor = jnp.exp2(jnp.log2(y) * (1 / 8) + _LOG2_255) + (2.0**23 - 0.5)
+    # root, or is less than 2**23, which is rung 0. For the absolute value, see `round_to`.
+    floor = jnp.abs(jnp.exp2(jnp.log2(y) * (1 / 8) + _LOG2_255) + (2.0**23 - 0.5))
     rung = jnp.maximum(floor - 2.0**23, least)
     low, high = rung**4, (rung + 1) ** 4
     up = y > (low * low) * of_low + (high * high) * of_high
