@@ -7,8 +7,9 @@ import numpy as np
 
 from optax_lamblion import _clipping
 from optax_lamblion._implementation import check_kernels_exist
-from optax_lamblion._layout import check_layout, refuse_layout
+from optax_lamblion._layout import Layout, check_layout, refuse_layout
 from optax_lamblion._options import StateOptions, check_min_8bit_size
+from pallas_kernels.arithmetic.blocks import absmax_shape
 
 
 def is_number(x):
@@ -23,15 +24,11 @@ def is_off(percentile):
 
 def check_settings(c):
     """Raises what can be known to be wrong before `init`."""
-    for name in ("b1", "b2"):
-        value: Any = getattr(c, name)
-        _check_value(name, value)
-        if is_number(value) and not 0 <= value < 1:
-            raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
+    for name, value in c.numbers.items():
+        _NUMBERS[name](name, value)
     if c.learning_rate is not None:
         _check_value("learning_rate", c.learning_rate)
-    for name in ("eps", "weight_decay"):
-        _check_not_negative(name, getattr(c, name))
+    _check_not_negative("weight_decay", c.weight_decay)
     if c.max_unorm is not None:
         _check_not_negative("max_unorm", c.max_unorm)
     if is_number(c.max_unorm) and c.max_unorm == 0:
@@ -51,9 +48,8 @@ def check_settings(c):
         raise ValueError(f"`bits` must be 8 or 32, got {c.bits}.")
     if c.min_8bit_size is not None:
         check_min_8bit_size(c.min_8bit_size)
-    for name in ("block_wise", "adam_w_mode", "bias_correction", "paged"):
-        if not isinstance(getattr(c, name), bool):
-            raise TypeError(f"`{name}` must be True or False, got {getattr(c, name)!r}.")
+    for name in ("block_wise", "adam_w_mode", "paged"):
+        check_bool(name, getattr(c, name))
     _clipping.check_percentile(c.percentile_clipping)
     if c.options is not None and not isinstance(c.options, StateOptions):
         raise TypeError(
@@ -66,6 +62,12 @@ def check_settings(c):
             "`block_wise=False` means one block per tensor, but `options` has "
             f"`block_size={c.options.block_size}`. Pass one of them."
         )
+
+
+def check_bool(name, value):
+    """Raises `TypeError` unless it is a Python bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r}.")
 
 
 def _check_value(name, value):
@@ -82,6 +84,21 @@ def _check_not_negative(name, value):
         raise ValueError(f"`{name}` must not be negative, got {value}.")
 
 
+def _check_beta(name, value):
+    _check_value(name, value)
+    if is_number(value) and not 0 <= value < 1:
+        raise ValueError(f"`{name}` must be at least 0 and below 1, got {value}.")
+
+
+_NUMBERS = {
+    "b1": _check_beta,
+    "b2": _check_beta,
+    "eps": _check_not_negative,
+    "bias_correction": check_bool,
+}
+"""How the numbers of rules are checked."""
+
+
 def _check_trust_clip(trust_clip):
     if trust_clip is None:
         return
@@ -96,7 +113,7 @@ def _check_trust_clip(trust_clip):
         raise ValueError(f"`trust_clip` needs 0 <= low <= high, got {tuple(trust_clip)}.")
 
 
-def check_state(c, state, clipping):
+def check_state(c, state):
     """Raises where a state was made by another optimizer or with other arguments."""
     if not isinstance(state, c.state_type):
         raise TypeError(
@@ -110,7 +127,7 @@ def check_state(c, state, clipping):
             "The state has a `nu_max`, which this optimizer does not keep. Build it with "
             "`amsgrad=True`, or make a new state with `tx.init(params)`."
         )
-    if not clipping and state.gnorm_history is not None:
+    if not c.clips and state.gnorm_history is not None:
         raise ValueError(
             "The state has a `gnorm_history`, which this optimizer does not keep. Build it with "
             "`percentile_clipping`, or make a new state with `tx.init(params)`."
@@ -122,10 +139,10 @@ def check_state(c, state, clipping):
             "`options=StateOptions(count_skipped=True)`, or leave the count behind with "
             "`state._replace(skipped=None)`."
         )
-    if (c.bits == 8) != (state.mu_absmax is not None):
-        needs, has = (c.layout, None) if c.bits == 8 else (None, c.layout)
-        refuse_layout(needs, has, state.mu)
-    if c.bits == 8:
+    if (c.layout is not None) != (state.mu_absmax is not None):
+        has = Layout(c.chosen.codec, c.block_size) if c.layout is None else None
+        refuse_layout(c.layout, has, state.mu)
+    if c.layout is not None:
         check_layout(c.layout, state)
     for slot in c.rule.slots:
         if getattr(state, slot.name) is None:
@@ -133,7 +150,7 @@ def check_state(c, state, clipping):
                 f"The state has no `{slot.name}`, which this optimizer keeps. It was made with "
                 "other arguments; make a new one with `tx.init(params)`."
             )
-    if clipping and state.gnorm_history is None:
+    if c.clips and state.gnorm_history is None:
         raise ValueError(
             "The state has no `gnorm_history`: it was made without `percentile_clipping`. "
             "Make a new one with `tx.init(params)`."
@@ -171,3 +188,28 @@ def check_param(name, g, p):
             f"Parameter {name!r} has shape {p.shape}, but its gradient has {g.shape}. Call "
             "`tx.update(grads, state, params)` with the parameters that the gradients are of."
         )
+
+
+def check_leaf(c, name, g, values, absmaxes):
+    """Raises `ValueError` where a gradient and its state do not belong together."""
+    fields = [slot.name for slot in c.rule.slots]
+    for field, x, absmax in zip(fields, values, absmaxes, strict=True):
+        if x.shape != g.shape:
+            raise ValueError(
+                f"State leaf {field}[{name!r}] has shape {x.shape}, but the gradient has "
+                f"{g.shape}. Make a new state with `tx.init(params)`."
+            )
+        if x.dtype != jnp.uint8:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                raise ValueError(
+                    f"State leaf {field}[{name!r}] has dtype {x.dtype}; it should be uint8 codes "
+                    "or floating point. Make a new state with `tx.init(params)`."
+                )
+            continue
+        expected = absmax_shape(x.shape, c.block_size)
+        if absmax is None or absmax.shape != expected:
+            has = "no scales" if absmax is None else f"scales of shape {absmax.shape}"
+            raise ValueError(
+                f"State leaf {field}[{name!r}] has {has}; its codes of shape {x.shape} need "
+                f"{expected}. Make a new state with `tx.init(params)`."
+            )

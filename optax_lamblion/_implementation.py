@@ -1,10 +1,10 @@
-"""Which code runs a step, and why: the words of it. `pallas_kernels._dispatch` decides."""
+"""Which code runs a step, and why: the words of it. `pallas_kernels.dispatch` decides."""
 
 import jax
 
 from optax_lamblion._placement import KIND, memory_kinds
-from pallas_kernels import _dispatch
-from pallas_kernels.mosaic_tile import TILE, why_not_blocks
+from pallas_kernels import dispatch
+from pallas_kernels.mosaic.tile import TILE, why_not_blocks
 
 
 def check_kernels_exist(implementation, bits, block_size):
@@ -20,7 +20,7 @@ def check_kernels_exist(implementation, bits, block_size):
 
 def explain(names):
     """`(name, implementation, reason)` for every optimizer name: what None picks here."""
-    for_8_bits, why = _dispatch.describe()
+    for_8_bits, why = dispatch.describe()
     if for_8_bits == "mosaic":
         why += f"; leaves of fewer than {TILE} elements, and those kept in 32 bits, go through XLA"
     rows = []

@@ -4,11 +4,11 @@ from typing import Any
 
 import optax
 
-from optax_lamblion._checks import check_learning_rate
+from optax_lamblion._checks import check_bool, check_learning_rate
 from optax_lamblion._options import StateOptions
 from optax_lamblion._state import LambState
 from optax_lamblion._transform import Settings, make
-from pallas_kernels.rules import LAMB, LAMB_AMSGRAD
+from pallas_kernels.arithmetic.rules import LAMB, LAMB_AMSGRAD
 
 
 def lamb(
@@ -110,14 +110,11 @@ def lamb(
     check_learning_rate("lamb", learning_rate)
     return _build(
         amsgrad,
+        dict(b1=b1, b2=b2, eps=eps, bias_correction=bias_correction),
         learning_rate=learning_rate,
-        b1=b1,
-        b2=b2,
-        eps=eps,
         weight_decay=weight_decay,
         mask=mask,
         adam_w_mode=adam_w_mode,
-        bias_correction=bias_correction,
         max_unorm=max_unorm,
         trust_clip=trust_clip,
         bits=bits,
@@ -129,11 +126,12 @@ def lamb(
     )
 
 
-def _build(amsgrad, **settings):
-    if not isinstance(amsgrad, bool):
-        raise TypeError(f"`amsgrad` must be True or False, got {amsgrad!r}.")
+def _build(amsgrad, numbers, **settings):
+    check_bool("amsgrad", amsgrad)
     rule = LAMB_AMSGRAD if amsgrad else LAMB
-    return make(Settings(rule=rule, state_type=LambState, **settings))
+    return make(
+        Settings(family="lamb", rule=rule, state_type=LambState, numbers=numbers, **settings)
+    )
 
 
 def lamb8bit(
@@ -264,13 +262,10 @@ def scale_by_lamb(
     """
     return _build(
         amsgrad,
-        b1=b1,
-        b2=b2,
-        eps=eps,
+        dict(b1=b1, b2=b2, eps=eps, bias_correction=bias_correction),
         weight_decay=weight_decay,
         mask=mask,
         adam_w_mode=adam_w_mode,
-        bias_correction=bias_correction,
         max_unorm=max_unorm,
         trust_clip=trust_clip,
         bits=bits,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from optax_lamblion._options import StateOptions
 from optax_lamblion._trees import path_string
-from pallas_kernels.codecs import CODEC_NAMES
+from pallas_kernels.arithmetic.codecs import CODEC_NAMES
 
 FORMAT = 2
 """Counts up when codes or scales of the same codec and block size come to mean something else."""

@@ -8,7 +8,7 @@ from optax_lamblion._checks import check_learning_rate
 from optax_lamblion._options import StateOptions
 from optax_lamblion._state import LionState
 from optax_lamblion._transform import Settings, make
-from pallas_kernels.rules import LION
+from pallas_kernels.arithmetic.rules import LION
 
 
 def lion(
@@ -91,11 +91,11 @@ def lion(
     check_learning_rate("lion", learning_rate)
     return make(
         Settings(
+            family="lion",
             rule=LION,
             state_type=LionState,
+            numbers=dict(b1=b1, b2=b2),
             learning_rate=learning_rate,
-            b1=b1,
-            b2=b2,
             weight_decay=weight_decay,
             mask=mask,
             bits=bits,
@@ -203,10 +203,10 @@ def scale_by_lion(
     """
     return make(
         Settings(
+            family="lion",
             rule=LION,
             state_type=LionState,
-            b1=b1,
-            b2=b2,
+            numbers=dict(b1=b1, b2=b2),
             bits=bits,
             min_8bit_size=min_8bit_size,
             block_wise=block_wise,

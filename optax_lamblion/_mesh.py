@@ -162,8 +162,8 @@ class Program(Protocol):
     """What is run in a region. Hashable, and equal to others that do the same.
 
     - `run(region, args)` is what it does on this device.
-    - `plain(args)` is what it does without kernels, which XLA can divide; `kernels_only` says that
-      this is not to be used.
+    - `plain(args)` is what it does without kernels, which XLA can divide; `kernels_only(args)` says
+      that this is not to be used.
     - `splits(sizes, args, axes)` is the `Split` of every leaf on a mesh with axes of these sizes;
       `axes(x)` are the mesh axes that divide every axis of an array.
     - `local(region, splits, args)` are arguments for `run` that know of their place.
@@ -175,7 +175,7 @@ class Program(Protocol):
 
     run: Any
     plain: Any
-    kernels_only: bool
+    kernels_only: Any
     splits: Any
     local: Any
     specs: Any
@@ -250,7 +250,7 @@ def _with_rules(operation, program):
     """An operation that is not mapped or differentiated, but what it stands for is, by XLA."""
 
     def plain(args):
-        if program.kernels_only:
+        if program.kernels_only(args):
             raise ValueError(
                 '`implementation="mosaic"` on a mesh with Auto axes is neither mapped nor '
                 "differentiated. Use `implementation=None`, with which XLA makes such a step."

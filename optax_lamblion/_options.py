@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from optax_lamblion._trees import bools_like, path_string
-from pallas_kernels._dispatch import check_implementation
-from pallas_kernels.blocks import check_block_size
-from pallas_kernels.codecs import get_codec
+from pallas_kernels.dispatch import check_implementation
+from pallas_kernels.arithmetic.blocks import check_block_size
+from pallas_kernels.arithmetic.codecs import get_codec
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,3 +155,7 @@ def _check_at_least(name, value, least):
         raise TypeError(f"`{name}` must be a Python int, got {type(value).__name__}.")
     if value < least:
         raise ValueError(f"`{name}` must be {least} or more, got {value}.")
+
+
+DEFAULT_OPTIONS = StateOptions()
+"""What an optimizer takes that is given none."""

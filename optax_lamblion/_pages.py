@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels.pieces import GRAIN, can_be_cut
+from pallas_kernels.arithmetic.pieces import GRAIN, can_be_cut
 
 
 class Extent(NamedTuple):
@@ -41,18 +41,15 @@ class Extent(NamedTuple):
         return [(begin, min(begin + length, grains)) for begin in range(0, grains, length)]
 
 
-def extent_of(rule, slots, absmaxes, block_size, *, stacked=False):
-    """The `Extent` of a leaf, from its slots and scales, or from their forms.
-
-    Scales that are not used, because their slot holds no codes, may be None or not.
-    """
-    size, coded = math.prod(slots[0].shape), slots[0].dtype == jnp.uint8
-    arrays = [*slots, *absmaxes] if coded else slots
+def extent_of(rule, slots, block_size, *, stacked=False):
+    """The `Extent` of a leaf, from its `StoredSlot`s, of arrays or of their forms."""
+    size, coded = math.prod(slots[0].values.shape), slots[0].coded
+    arrays = [x for slot in slots for x in (slot.values, slot.absmax) if x is not None]
     nbytes = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
     cannot = (coded and block_size is None) or (size % (block_size or 256) and size >= 2**31)
-    can = can_be_cut(size, slots[0].shape[0] if stacked else None) and not cannot
+    can = can_be_cut(size, slots[0].values.shape[0] if stacked else None) and not cannot
     room = nbytes if coded else 2 * nbytes
-    return Extent(size, nbytes, room, can, two_parts=rule.trust_ratio)
+    return Extent(size, nbytes, room, can, two_parts=rule.ratio)
 
 
 class Part(NamedTuple):

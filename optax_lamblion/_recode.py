@@ -14,8 +14,8 @@ from optax_lamblion._placement import is_traced
 from optax_lamblion._state import LambState, LionState
 from optax_lamblion._trees import path_string
 from pallas_kernels import dequantize, quantize
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.rules import LAMB_AMSGRAD
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.rules import LAMB_AMSGRAD
 
 SLOTS = {slot.name: slot for slot in LAMB_AMSGRAD.slots}
 """Every slot that a state may have; Lion's only one is the first of LAMB's."""

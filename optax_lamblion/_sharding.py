@@ -11,7 +11,7 @@ from optax_lamblion._placement import KIND, abstract_state, memory_kind
 from optax_lamblion._splits import Split, axes_of, fits, split_for, warn_of_cuts
 from optax_lamblion._state import LambState, LionState
 from optax_lamblion._trees import path_string
-from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
+from pallas_kernels.arithmetic.blocks import BLOCK_SIZES, absmax_shape
 
 
 def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from pallas_kernels.blocks import BLOCK_SIZES
-from pallas_kernels.places import Place, keeps_blocks
+from pallas_kernels.arithmetic.blocks import BLOCK_SIZES
+from pallas_kernels.arithmetic.shards import Place, keeps_blocks
 
 
 class Split(NamedTuple):

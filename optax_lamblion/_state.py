@@ -24,8 +24,9 @@ from optax_lamblion._placement import (
 )
 from optax_lamblion._splits import scales_sharding
 from optax_lamblion._trees import path_string
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.dtypes import compute_dtype
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.dtypes import compute_dtype
+from pallas_kernels.leaf import StoredSlot
 
 
 class LionState(NamedTuple):
@@ -80,109 +81,98 @@ class Form(NamedTuple):
     dtype: Any
 
 
-def init_state(
-    state_type, rule, codecs, params, *, bits, layout, min_8bit_size, options, clipping, paged
-):
+def init_state(c, params):
     """Fresh state: zero moments, in the precision and the memory of each leaf.
 
     Args:
-      state_type: `LionState` or `LambState`.
-      rule: The `Rule`.
-      codecs: Codec of every slot by its name.
+      c: `_transform.Settings`.
       params: Parameters, or their shapes and dtypes.
-      bits: 8 or 32.
-      layout: The `Layout` of 8-bit leaves.
-      min_8bit_size: Leaves with fewer elements are 32-bit.
-      options: `StateOptions`.
-      clipping: Whether gradient norms are remembered.
-      paged: Whether large leaves' state goes to host memory.
     """
-    block_size = layout.block_size
     jax.tree_util.tree_map_with_path(_check_param, params)
-    leaves, treedef = jax.tree.flatten(params)
-    keep = treedef.flatten_up_to(options.keeps_32bit(params))
-    stacked = options.are_stacked(params)
-
-    def forms(p, keep):  # slots and scales
-        if bits == 8 and not keep and math.prod(p.shape) >= max(min_8bit_size, 1):
-            scales = Form(absmax_shape(p.shape, block_size), jnp.float32)
-            return [(Form(p.shape, jnp.uint8), scales) for _ in codecs]
-        # One zero where there are no blocks: a tree needs its leaves to stay shaped like the
-        # parameters, and Orbax refuses arrays of size zero.
-        slot = Form(p.shape, compute_dtype(p.dtype))
-        return [(slot, Form((1,) * len(p.shape), jnp.float32)) for _ in codecs]
-
-    columns = [forms(p, k) for p, k in zip(leaves, keep, strict=True)]
+    leaves, tree = jax.tree.flatten(params)
+    keep = tree.flatten_up_to(c.chosen.keeps_32bit(params))
+    forms = [_forms(c, p, k) for p, k in zip(leaves, keep, strict=True)]
     on_host = [False] * len(leaves)
-    if paged:
-        extents = [
-            extent_of(rule, [slot for slot, _ in c], [scale for _, scale in c], block_size)
-            for c in columns
-        ]
-        on_host = which_are_paged(extents, options)
-    filler = Filler(options.page_bytes)
-
-    def make(p, form, on_host, coded=True):
-        sharding = mesh_sharding(p)
-        if sharding is not None and form.shape != p.shape:
-            # What stands for scales that are not there is on every device.
-            axes = sharding if coded else NamedSharding(sharding.mesh, PartitionSpec())
-            sharding = scales_sharding(axes, p.shape, form.shape, block_size)
-        if on_host:
-            return filler.zeros(p, form.shape, form.dtype, sharding)
-        if form.shape == p.shape:
-            return jnp.zeros_like(p, dtype=form.dtype)
-        if sharding is not None:
-            return zeros(sharding, form.shape, form.dtype)
-        return jnp.zeros(form.shape, form.dtype)
-
-    shardings = [x for x in map(mesh_sharding, leaves) if x is not None]
-
-    def make_everywhere(shape, dtype):
-        if not shardings:
-            return jnp.zeros(shape, dtype)
-        return zeros(NamedSharding(shardings[0].mesh, PartitionSpec()), shape, dtype)
-
-    fields: dict[str, Any] = {"count": make_everywhere((), jnp.int32)}
-    for i, name in enumerate(codecs):
-        rows = list(zip(leaves, columns, on_host, strict=True))
-        fields[name] = treedef.unflatten([make(p, c[i][0], host) for p, c, host in rows])
-        if bits == 8:
-            fields[f"{name}_absmax"] = treedef.unflatten(
-                # What stands for the scales of a leaf without codes is not worth moving.
-                [
-                    make(p, c[i][1], host and is_coded, is_coded)
-                    for p, c, host in rows
-                    for is_coded in [c[i][0].dtype == jnp.uint8]
-                ]
-            )
-    if clipping:
+    if c.paged:
+        extents = [extent_of(c.rule, form, c.block_size) for form in forms]
+        on_host = which_are_paged(extents, c.chosen)
+    everywhere = _Everywhere.of(leaves)
+    fields: dict[str, Any] = {"count": everywhere.zeros((), jnp.int32)}
+    filler = Filler(c.chosen.page_bytes)
+    for i, slot in enumerate(c.rule.slots):
+        columns = list(zip(leaves, [form[i] for form in forms], on_host, strict=True))
+        values = [_fresh_values(filler, *column) for column in columns]
+        fields[slot.name] = tree.unflatten(values)
+        if c.layout is not None:
+            scales = [_fresh_scales(c, filler, *column) for column in columns]
+            fields[f"{slot.name}_absmax"] = tree.unflatten(scales)
+    if c.clips:
         fields["gnorm_history"] = jax.tree.map(
-            lambda p, stacked: make_everywhere(
+            lambda p, stacked: everywhere.zeros(
                 (*p.shape[:1], HISTORY) if stacked else (HISTORY,), jnp.float32
             ),
             params,
-            stacked,
+            c.chosen.are_stacked(params),
         )
-    if options.count_skipped:
-        fields["skipped"] = make_everywhere((), jnp.int32)
-    if bits == 8:
-        fields["layout"] = layout_entry(layout, make_everywhere)
-    state = state_type(**fields)
+    if c.chosen.count_skipped:
+        fields["skipped"] = everywhere.zeros((), jnp.int32)
+    if c.layout is not None:
+        fields["layout"] = layout_entry(c.layout, everywhere.zeros)
+    state = c.state_type(**fields)
     # An array in host memory is tied to its device. The others are, too, after a step: from the
     # beginning, the second step is no other program than the first.
     return tied_to_device(state) if any(on_host) else state
 
 
-def paged_leaves(rule, state, block_size, options):
-    """A tree like the parameters, or its moments, that says which leaves of a state are paged."""
-    names = [slot.name for slot in rule.slots]
-    slots = [jax.tree.leaves(getattr(state, name)) for name in names]
-    scales = [jax.tree.leaves(getattr(state, f"{name}_absmax")) for name in names]
-    scales = [x or [None] * len(slots[0]) for x in scales]
-    columns = zip(zip(*slots, strict=True), zip(*scales, strict=True), strict=True)
-    flags = which_are_paged([extent_of(rule, *column, block_size) for column in columns], options)
-    return jax.tree.structure(state.mu).unflatten(flags)
+def _forms(c, p, keeps_32bit):
+    """The slots of a leaf, with a `Form` in place of every array."""
+    if c.layout is None or keeps_32bit or math.prod(p.shape) < c.least_8bit_size:
+        slot = StoredSlot(Form(p.shape, compute_dtype(p.dtype)))
+    else:
+        scales = Form(absmax_shape(p.shape, c.block_size), jnp.float32)
+        slot = StoredSlot(Form(p.shape, jnp.uint8), scales)
+    return (slot,) * len(c.rule.slots)
+
+
+def _fresh_values(filler, p, slot, on_host):
+    if on_host:
+        return filler.zeros(p, p.shape, slot.values.dtype, mesh_sharding(p))
+    return jnp.zeros_like(p, dtype=slot.values.dtype)
+
+
+def _fresh_scales(c, filler, p, slot, on_host):
+    sharding = mesh_sharding(p)
+    if not slot.coded:
+        # One zero where there are no blocks: a tree needs its leaves to stay shaped like the
+        # parameters, and Orbax refuses arrays of size zero. It is on every device, and not worth
+        # moving.
+        shape = (1,) * len(p.shape)
+        if sharding is None or shape == p.shape:
+            return jnp.zeros_like(p, jnp.float32, shape) if shape == p.shape else jnp.zeros(shape)
+        return zeros(NamedSharding(sharding.mesh, PartitionSpec()), shape, jnp.float32)
+    shape = slot.absmax.shape
+    if sharding is not None and shape != p.shape:
+        sharding = scales_sharding(sharding, p.shape, shape, c.block_size)
+    if on_host:
+        return filler.zeros(p, shape, jnp.float32, sharding)
+    if shape == p.shape:
+        return jnp.zeros_like(p, dtype=jnp.float32)
+    return jnp.zeros(shape, jnp.float32) if sharding is None else zeros(sharding, shape, jnp.float32)
+
+
+class _Everywhere(NamedTuple):
+    """Makes arrays that are on all devices of the parameters' mesh, if they have one."""
+
+    sharding: Any
+
+    @classmethod
+    def of(cls, params):
+        shardings = [x for x in map(mesh_sharding, params) if x is not None]
+        return cls(NamedSharding(shardings[0].mesh, PartitionSpec()) if shardings else None)
+
+    def zeros(self, shape, dtype):
+        """Zeros."""
+        return jnp.zeros(shape, dtype) if self.sharding is None else zeros(self.sharding, shape, dtype)
 
 
 def _check_param(path, p):
@@ -196,27 +186,3 @@ def _check_param(path, p):
             f"Parameter {path_string(path)!r} has dtype {p.dtype}; optimizers here need "
             "floating-point parameters. Leave it out with `optax.masked` or `optax.partition`."
         )
-
-
-def check_leaf(name, g, slots, absmaxes, block_size):
-    """Raises `ValueError` where a gradient and its state do not belong together."""
-    for field, x, absmax in zip(*slots, absmaxes, strict=True):
-        if x.shape != g.shape:
-            raise ValueError(
-                f"State leaf {field}[{name!r}] has shape {x.shape}, but the gradient has "
-                f"{g.shape}. Make a new state with `tx.init(params)`."
-            )
-        if x.dtype != jnp.uint8:
-            if not jnp.issubdtype(x.dtype, jnp.floating):
-                raise ValueError(
-                    f"State leaf {field}[{name!r}] has dtype {x.dtype}; it should be uint8 codes "
-                    "or floating point. Make a new state with `tx.init(params)`."
-                )
-            continue
-        expected = absmax_shape(x.shape, block_size)
-        if absmax is None or absmax.shape != expected:
-            has = "no scales" if absmax is None else f"scales of shape {absmax.shape}"
-            raise ValueError(
-                f"State leaf {field}[{name!r}] has {has}; its codes of shape {x.shape} need "
-                f"{expected}. Make a new state with `tx.init(params)`."
-            )

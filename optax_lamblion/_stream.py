@@ -14,21 +14,20 @@ import jax.numpy as jnp
 from jax import lax
 
 from optax_lamblion import _together
-from optax_lamblion._leaf import STEPS, Leaf
 from optax_lamblion._placement import DEVICE, HOST, move
-from pallas_kernels.blocks import as_rows
-from pallas_kernels.dtypes import promote
-from pallas_kernels.pieces import GRAIN
-from pallas_kernels.step import Spec, Stepped, ratio, sum_of_grains
+from pallas_kernels import dispatch
+from pallas_kernels.arithmetic.blocks import as_rows
+from pallas_kernels.arithmetic.dtypes import promote
+from pallas_kernels.arithmetic.pieces import GRAIN
+from pallas_kernels.arithmetic.step import ratio, sum_of_grains
+from pallas_kernels.leaf import Leaf, Stepped, StoredSlot
 
 
 class Plan(NamedTuple):
     """The static part of a stream."""
 
-    specs: tuple[Spec, ...]
     pages: tuple[Any, ...]
     in_flight: int
-    implementation: str | None
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -38,19 +37,16 @@ def run(plan: Plan, region, leaves):
     Args:
       plan: `Plan`.
       region: `_mesh.Region` of the leaves.
-      leaves: `Leaf` without `spec`.
+      leaves: `Leaf`.
 
     Returns:
       `Stepped` for every leaf, state on the host.
     """
     in_pieces = {part.leaf for page in plan.pages for part in page if part.phase != "whole"}
-    streams: list[Any] = []
-    for i, (spec, leaf) in enumerate(zip(plan.specs, leaves, strict=True)):
-        leaf = leaf._replace(spec=spec)
-        if i in in_pieces:
-            streams.append(_InPieces(leaf, plan.implementation, region.of([i])))
-        else:
-            streams.append(_Whole(leaf, region.late))
+    streams = [
+        _InPieces(leaf, region.of([i])) if i in in_pieces else _Whole(leaf, region.late)
+        for i, leaf in enumerate(leaves)
+    ]
     stepped = []
     for i, page in enumerate(plan.pages):
         here = [streams[part.leaf] for part in page]
@@ -63,12 +59,11 @@ def run(plan: Plan, region, leaves):
         sources = [stream.read(part) for stream, part in zip(here, page, strict=True)]
         fetched = move(sources, DEVICE, region.late)
         if page[0].phase == "whole":
-            given = [stream.leaf(*state) for stream, state in zip(here, fetched, strict=True)]
-            numbers = [part.leaf for part in page]
-            results = _together.step(given, plan.implementation, region, numbers)
+            given = [stream.leaf(slots) for stream, slots in zip(here, fetched, strict=True)]
+            results = _together.step(given, region, [part.leaf for part in page])
             done = [x.take(result) for x, result in zip(here, results, strict=True)]
         else:
-            done = [here[0].step(page[0], *fetched[0])]
+            done = [here[0].step(page[0], fetched[0])]
         stepped.append([x for arrays in done for x in arrays])
     return [stream.result() for stream in streams]
 
@@ -103,93 +98,91 @@ class _Whole:
 
     def __init__(self, leaf: Leaf, late):
         self._leaf, self._late = leaf, late
-        self.state, self.grad = (leaf.slots, leaf.absmaxes), None
+        self.state, self.grad = leaf.slots, None
         self.target: Any = None
         self._skipped: Any = None
 
     def read(self, part):
-        """Slots and scales, on the host."""
+        """Its slots, on the host."""
         return self.state
 
-    def leaf(self, slots, absmaxes):
-        """It, with slots and scales on the device."""
-        return self._leaf._replace(slots=slots, absmaxes=absmaxes)
+    def leaf(self, slots):
+        """It, with slots on the device."""
+        return self._leaf.replace(slots=slots)
 
     def take(self, stepped):
         """Takes what its step has made. Returns what is there when it is done."""
         spec, self.target, self._skipped = self._leaf.spec, stepped.out, stepped.skipped
-        state = stepped.slots, stepped.absmaxes
-        self.state = move(state, HOST, self._late)
-        # Signs are all that is left of a step of Lion: it is as well if their use comes later.
-        left = [] if spec.rule.from_old and spec.emit == "updates" else [self]
-        return [*left, *jax.tree.leaves(state)]
+        self.state = move(stepped.slots, HOST, self._late)
+        # A step of signs may leave a byte for each: it is as well if their use comes later.
+        left = [] if spec.rule.form == "sign" and spec.emit == "updates" else [self]
+        return [*left, *jax.tree.leaves(stepped.slots)]
 
     def result(self):
         """`Stepped`."""
-        return Stepped(self.target, *self.state, skipped=self._skipped)
+        return Stepped(self.target, self.state, self._skipped)
 
 
 class _InPieces:
     """A leaf that is stepped in pieces, on its way through a step."""
 
-    def __init__(self, leaf: Leaf, implementation, region):
-        spec, self._leaf, self._region = leaf.spec, leaf, region
-        self._call = {
-            name: functools.partial(STEPS[name], spec, implementation=implementation)
-            for name in ("step_piece", "moments_piece", "apply_piece")
-        }
+    def __init__(self, leaf: Leaf, region):
+        self._leaf, self._region = leaf, region
         # As rows of blocks, which are views.
-        block = spec.block_size or 256
-        absmaxes = tuple(None if a is None else a.reshape(-1) for a in leaf.absmaxes)
-        self.state = tuple(as_rows(x, block) for x in leaf.slots), absmaxes
-        self._block = block
+        self._block = block = leaf.spec.block_size or 256
+
+        def rows(slot):
+            absmax = None if slot.absmax is None else slot.absmax.reshape(-1)
+            return StoredSlot(as_rows(slot.values, block), absmax)
+
+        self.state = tuple(map(rows, leaf.slots))
         self._sums: list[Any] = []
         self._skipped: list[Any] = []
         self._ratio: Any = None
-        g, p, to_params = leaf.g, leaf.p, spec.emit == "params"
+        g, p, to_params = leaf.g, leaf.p, leaf.spec.emit == "params"
         out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
         # What is written piece by piece: the parameter, or updates over a gradient of their dtype.
         over_gradient = not to_params and out_dtype == g.dtype
-        self._over = "p" if to_params else "g" if over_gradient else None
         self.grad = None if over_gradient else g
+        self._p = None if to_params else p
         self.target = p if to_params else g if over_gradient else lax.empty(g.shape, out_dtype)
 
     def read(self, part):
-        """Slots and scales of a part, on the host."""
+        """Slots of a part, on the host."""
         return jax.tree.map(lambda x: lax.slice_in_dim(x, *self._range(part, x)), self.state)
 
-    def step(self, part, slots, absmaxes):
-        """Steps a part, from slots and scales on the device. Returns what is there then."""
-        _, _, p, _, _, s, dither = self._leaf
+    def step(self, part, slots):
+        """Steps a part, from slots on the device. Returns what is there then."""
         # What is being written is passed on as that alone.
-        g = self.target if self._over == "g" else self.grad
-        p = None if self._over == "p" else p
-        start, state = jnp.int32(part.begin), (slots, absmaxes)
+        leaf = self._leaf.replace(
+            g=self.target if self.grad is None else self.grad,
+            p=self._p,
+            slots=slots,
+            target=self.target,
+            start=jnp.int32(part.begin),
+        )
         if part.phase == "apply":
             if self._ratio is None:
                 layers = self._leaf.g.shape[0] if self._leaf.spec.stacked else None
                 sums = sum_of_grains(jnp.concatenate(self._sums), layers)
-                self._ratio = ratio(self._region.total([0], [sums])[0], s)
-            self.target = self._call["apply_piece"](
-                g, p, self.target, start, *state, s, self._ratio
-            )
+                self._ratio = ratio(self._region.total([0], [sums])[0], leaf.scalars)
+            self.target = dispatch.apply(leaf, self._ratio)
             return [self]
         if part.phase == "moments":
-            p = self.target if self._over == "p" else p
-            *state, sums, skipped = self._call["moments_piece"](g, p, start, *state, s, dither)
-            self._sums.append(sums)
+            stepped = dispatch.moments(leaf)
+            self._sums.append(stepped.sums)
         else:
-            step = self._call["step_piece"]
-            self.target, *state, skipped = step(g, p, self.target, start, *state, s, dither)
-        self._skipped.append(skipped)
+            stepped = dispatch.step(leaf)
+            self.target = stepped.out
+        self._skipped.append(stepped.skipped)
         self.state = jax.tree.map(
             lambda x, piece: lax.dynamic_update_slice_in_dim(
                 x, piece.reshape(-1, *x.shape[1:]), self._range(part, x)[0], 0
             ),
             self.state,
-            tuple(move(state, HOST, self._region.late)),
+            move(stepped.slots, HOST, self._region.late),
         )
-        return [self, *self._sums[-1:], *jax.tree.leaves(state)]
+        return [self, *self._sums[-1:], *jax.tree.leaves(stepped.slots)]
 
     def _range(self, part, x):
         """Begin and end of a part in a view of slots or scales."""
@@ -199,13 +192,11 @@ class _InPieces:
 
     def result(self):
         """`Stepped`."""
-        leaf = self._leaf
-        skipped = None
+        leaf, skipped = self._leaf, None
         if leaf.spec.count_skipped:
             skipped = self._region.total([0], [sum(self._skipped)])[0]
-        shapes = leaf.slots, leaf.absmaxes
         if leaf.spec.emit == "updates":
             # Or XLA makes one pass of the last piece and of what uses the update, and a copy.
             self.target = lax.optimization_barrier(self.target)
-        state = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, shapes)
-        return Stepped(self.target, *state, skipped=skipped)
+        slots = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, leaf.slots)
+        return Stepped(self.target, slots, skipped)

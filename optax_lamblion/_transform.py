@@ -1,13 +1,15 @@
 """From a rule to an Optax transformation.
 
-Everything that varies from step to step becomes a scalar here, once per step or per leaf; the step
-itself (`pallas_kernels._dispatch`) is called leaf by leaf with nothing else.
+Everything that varies from step to step becomes a scalar here, once per step or per leaf; the steps
+of leaves (`_steps`) are called with nothing else.
 """
 
 import dataclasses
+import functools
 import math
 import zlib
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,32 +18,33 @@ import optax
 from optax_lamblion import _checks, _clipping, _state
 from optax_lamblion._fused import REQUEST, Applied
 from optax_lamblion._layout import Layout
-from optax_lamblion._leaf import Leaf
-from optax_lamblion._options import StateOptions
-from optax_lamblion._placement import check_host_memory, refuse_multi_steps
+from optax_lamblion._options import DEFAULT_OPTIONS, StateOptions
+from optax_lamblion._pages import extent_of
+from optax_lamblion._placement import check_host_memory, refuse_multi_steps, which_are_paged
 from optax_lamblion._steps import step_leaves
 from optax_lamblion._trees import bools_like, path_string
-from pallas_kernels import rules
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither, even_digits
-from pallas_kernels.step import Spec
+from pallas_kernels.arithmetic.codecs import Codec, get_codec
+from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.arithmetic.rules import Rule, Scalars
+from pallas_kernels.arithmetic.step import Spec
+from pallas_kernels.leaf import Leaf, StoredSlot
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Settings:
     """What the public factories pass on; numbers may be schedules or traced values."""
 
-    rule: rules.Rule
+    family: str
+    """What the optimizer is called, without its bits."""
+    rule: Rule
     state_type: Any
-    b1: Any
-    b2: Any
+    numbers: Mapping[str, Any]
+    """Those of the rule itself, by the names of the factory's arguments."""
     learning_rate: Any = None
     """None for a building block, which returns the direction itself."""
-    eps: Any = 0.0
     weight_decay: Any = 0.0
     mask: Any = None
     adam_w_mode: bool = True
-    bias_correction: bool = False
     max_unorm: Any = None
     trust_clip: tuple[Any, Any] | None = None
     bits: int | None = None
@@ -54,7 +57,7 @@ class Settings:
     @property
     def chosen(self) -> StateOptions:
         """The options, or the default ones."""
-        return StateOptions() if self.options is None else self.options
+        return DEFAULT_OPTIONS if self.options is None else self.options
 
     @property
     def block_size(self) -> int | None:
@@ -62,161 +65,216 @@ class Settings:
         return self.chosen.block_size if self.block_wise else None
 
     @property
-    def layout(self) -> Layout:
-        """How leaves in 8 bits are stored."""
-        return Layout(self.chosen.codec, self.block_size)
+    def layout(self) -> Layout | None:
+        """How leaves in 8 bits are stored; None if there are none."""
+        return Layout(self.chosen.codec, self.block_size) if self.bits == 8 else None
 
     @property
-    def resident_name(self):
+    def least_8bit_size(self) -> int:
+        """Leaves with fewer elements are stored in 32 bits."""
+        given = self.min_8bit_size
+        return max(self.chosen.min_8bit_size if given is None else given, 1)
+
+    @property
+    def resident_name(self) -> str:
         """What the optimizer is called whose state is the same, and stays on the device."""
-        family = "lamb" if self.rule.trust_ratio else "lion"
-        return f"{family}8bit" if self.bits == 8 else family
+        return f"{self.family}8bit" if self.bits == 8 else self.family
+
+    @property
+    def clips(self) -> bool:
+        """Whether gradient norms are remembered."""
+        return not _checks.is_off(self.percentile_clipping)
+
+    @property
+    def decays(self) -> bool:
+        """Whether there may be weight decay."""
+        return not (_checks.is_number(self.weight_decay) and self.weight_decay == 0)
+
+    @property
+    def codecs(self) -> tuple[Codec, ...]:
+        """The codec of every slot."""
+        return tuple(get_codec(self.chosen.codec, slot.signed) for slot in self.rule.slots)
 
 
 def make(settings: Settings) -> optax.GradientTransformationExtraArgs:
     """The Optax transformation of these settings."""
-    c = settings
-    _checks.check_settings(c)
-    options, block_size = c.chosen, c.block_size
-    bits = 32 if c.bits is None else c.bits
-    min_8bit_size = options.min_8bit_size if c.min_8bit_size is None else c.min_8bit_size
-    clipping = not _checks.is_off(c.percentile_clipping)
-    decays = not (_checks.is_number(c.weight_decay) and c.weight_decay == 0)
-    codecs = {slot.name: get_codec(options.codec, slot.signed) for slot in c.rule.slots}
-    slot_names = tuple(codecs)
-    absmax_names = tuple(f"{name}_absmax" for name in slot_names)
+    _checks.check_settings(settings)
+    return optax.GradientTransformationExtraArgs(
+        functools.partial(_init, settings), functools.partial(_update, settings)
+    )
 
-    def spec(decays, emit, stacked):
-        decay = ("decoupled" if c.adam_w_mode else "coupled") if decays else None
-        return Spec(
-            c.rule,
-            tuple(codecs.values()),
-            block_size,
-            decay,
-            emit,
-            stacked=stacked,
-            count_skipped=options.count_skipped,
+
+def _init(c, params):
+    if c.paged:
+        refuse_multi_steps()
+        check_host_memory(c.resident_name)
+    return _state.init_state(c, params)
+
+
+def _update(c, updates, state, params=None, **extra_args):
+    if params is None and (c.decays or c.rule.ratio):
+        why = "the trust ratio" if c.rule.ratio else "weight decay"
+        raise ValueError(
+            f"`update` needs `params` because {why} uses them. "
+            "Call `tx.update(grads, state, params)`."
         )
+    _checks.check_state(c, state)
+    if c.paged:
+        refuse_multi_steps()
+    # A building block leaves the rest of the step to others, so it has nothing to apply.
+    apply = extra_args.get(REQUEST, False) and c.learning_rate is not None
+    count: Any = optax.safe_increment(state.count)
+    rows = _Rows.of(c, updates, state, params)
+    histories, scales = _clip(c, rows, count)
+    leaves = _leaves(c, rows, scales, state.count, count, "params" if apply else "updates")
+    paged = _paged(c, rows.rows) & leaves.keys()
+    stepped = step_leaves(
+        {i: leaf for i, leaf in leaves.items() if i not in paged},
+        {i: leaf for i, leaf in leaves.items() if i in paged},
+        [row.name for row in rows.rows],
+        c.chosen,
+    )
+    outs = [None if row.g is None else stepped[i].out for i, row in enumerate(rows.rows)]
+    if apply:
+        outs = [None if out is None else Applied(out) for out in outs]
+    return rows.tree.unflatten(outs), _next_state(c, state, count, rows, histories, stepped)
 
-    def init(params):
-        if c.paged:
-            refuse_multi_steps()
-            check_host_memory(c.resident_name)
-        return _state.init_state(
-            c.state_type,
-            c.rule,
-            codecs,
-            params,
-            bits=bits,
-            layout=c.layout,
-            min_8bit_size=min_8bit_size,
-            options=options,
-            clipping=clipping,
-            paged=c.paged,
-        )
 
-    def update(updates, state, params=None, **extra_args):
-        # A building block leaves the rest of the step to others, so it has nothing to apply.
-        apply = extra_args.get(REQUEST, False) and c.learning_rate is not None
-        if params is None and (decays or c.rule.trust_ratio):
-            why = "the trust ratio" if c.rule.trust_ratio else "weight decay"
-            raise ValueError(
-                f"`update` needs `params` because {why} uses them. "
-                "Call `tx.update(grads, state, params)`."
-            )
-        _checks.check_state(c, state, clipping)
-        if c.paged:
-            refuse_multi_steps()
-        count: Any = optax.safe_increment(state.count)
-        scalars = _scalars(c, state.count, count)
-        digits = even_digits(c.rule, scalars)
+# ------------------------------------------------------------------------------ what is given
 
-        paths_and_grads, treedef = jax.tree_util.tree_flatten_with_path(
+
+class _Row(NamedTuple):
+    """What is given of a parameter."""
+
+    name: str
+    g: Any
+    """None for what has no gradient."""
+    p: Any
+    decays: Any
+    """Whether it decays: a Python bool, or a traced one."""
+    stacked: bool
+    slots: tuple[StoredSlot, ...]
+    absmaxes: tuple[Any, ...]
+    """As the state has them: of a slot without codes, what stands for its scales."""
+    history: Any
+
+
+class _Rows(NamedTuple):
+    """What is given of all of them."""
+
+    tree: Any
+    """The structure of the gradients."""
+    rows: list[_Row]
+
+    @classmethod
+    def of(cls, c, updates, state, params):
+        paths_and_grads, tree = jax.tree_util.tree_flatten_with_path(
             updates, is_leaf=lambda x: x is None
         )
+        names = [path_string(path) for path, _ in paths_and_grads]
+        given = _leaves_like(tree, params, "`params`", "Call `tx.update(grads, state, params)`")
+        mask = _decay_mask(c.mask, params) if c.decays else False
 
-        def leaves(tree, what="`params`", remedy="Call `tx.update(grads, state, params)`"):
-            if tree is None:
-                return [None] * treedef.num_leaves
-            try:
-                return treedef.flatten_up_to(tree)
-            except ValueError as error:
-                raise ValueError(
-                    f"{what} must have the structure of the gradients: {error} {remedy}."
-                ) from None
+        def columns(suffix):
+            fields = [slot.name + suffix for slot in c.rule.slots]
+            return zip(*(_of_state(tree, state, field) for field in fields), strict=True)
 
-        def columns(*fields):  # one tuple per leaf
-            made = "Make a new state with `tx.init(params)`"
-            return zip(
-                *(leaves(getattr(state, f), f"The state's `{f}`", made) for f in fields),
-                strict=True,
-            )
-
-        def check(name, g, p, old, old_absmaxes):
-            _checks.check_gradient(name, g)
-            _state.check_leaf(name, g, (slot_names, old), old_absmaxes, block_size)
-            _checks.check_param(name, g, p)
-
-        def prepare(name, g, p, decay, stacked, old, old_absmaxes, grad_scale):
-            """What the step of a leaf is made from."""
-            s = scalars._replace(grad_scale=grad_scale)
-            if not isinstance(decay, bool):  # a traced mask
-                s = s._replace(weight_decay=jnp.where(decay, s.weight_decay, 0))
-            used = tuple(
-                a if x.dtype == jnp.uint8 else None for a, x in zip(old_absmaxes, old, strict=True)
-            )
-            dither = Dither(count.astype(jnp.uint32), jnp.uint32(zlib.crc32(name.encode())))
-            static = spec(decay is not False, "params" if apply else "updates", stacked)
-            return Leaf(static, g, p, old, used, s, dither.scrambled(digits))
-
-        paths = [path_string(path) for path, _ in paths_and_grads]
-        grads = [g for _, g in paths_and_grads]
-        decay = leaves(_decay_mask(c.mask, params)) if decays else [False] * len(grads)
-        histories = leaves(state.gnorm_history)
-        slots, absmaxes = list(columns(*slot_names)), list(columns(*absmax_names))
-        stacked = treedef.flatten_up_to(options.are_stacked(updates))
-        params_leaves = leaves(params)
-        there = [i for i, g in enumerate(grads) if g is not None]
-        for i in there:
-            check(paths[i], grads[i], params_leaves[i], slots[i], absmaxes[i])
-        scales: list[Any] = [None] * len(grads)
-        if clipping:
-            squared = _clipping.squared_norms(
-                [grads[i] for i in there], [stacked[i] for i in there], options.norm_axes
-            )
-            for i, x in zip(there, squared, strict=True):
-                histories[i], scales[i] = _clipping.record(
-                    histories[i], x, count, c.percentile_clipping
-                )
-        rows = zip(
-            paths, grads, params_leaves, decay, stacked, slots, absmaxes, scales, strict=True
+        columns = zip(
+            names,
+            [g for _, g in paths_and_grads],
+            given,
+            tree.flatten_up_to(mask) if c.decays else [False] * len(names),
+            tree.flatten_up_to(c.chosen.are_stacked(updates)),
+            columns(""),
+            columns("_absmax"),
+            _of_state(tree, state, "gnorm_history"),
+            strict=True,
         )
-        given = [None if row[1] is None else prepare(*row) for row in rows]
+        return cls(tree, [_row(c, *column) for column in columns])
 
-        paged = [False] * len(grads)
-        if c.paged:
-            paged = leaves(_state.paged_leaves(c.rule, state, block_size, options))
-        outs: list[Any] = [None] * len(grads)
-        stepped = step_leaves(given, paged, options, paths)
-        for i, (out, slots[i], new, _) in stepped.items():
-            outs[i] = Applied(out) if apply else out
-            # A leaf without codes keeps what stands for its scales.
-            absmaxes[i] = tuple(
-                old if a is None else a for a, old in zip(new, absmaxes[i], strict=True)
-            )
 
-        fields: dict[str, Any] = {"count": count, "layout": state.layout}
-        for i, (slot, absmax) in enumerate(zip(slot_names, absmax_names, strict=True)):
-            fields[slot] = treedef.unflatten([x[i] for x in slots])
-            if getattr(state, absmax) is not None:
-                fields[absmax] = treedef.unflatten([x[i] for x in absmaxes])
-        if clipping:
-            fields["gnorm_history"] = treedef.unflatten(histories)
-        if options.count_skipped:
-            fields["skipped"] = _add_up(state.skipped, [x.skipped for x in stepped.values()])
-        return treedef.unflatten(outs), c.state_type(**fields)
+def _row(c, name, g, p, decays, stacked, values, absmaxes, history):
+    if g is not None:
+        _checks.check_gradient(name, g)
+        _checks.check_leaf(c, name, g, values, absmaxes)
+        _checks.check_param(name, g, p)
+    slots = tuple(
+        StoredSlot(x, absmax if x.dtype == jnp.uint8 else None)
+        for x, absmax in zip(values, absmaxes, strict=True)
+    )
+    return _Row(name, g, p, decays, stacked, slots, absmaxes, history)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+
+def _of_state(tree, state, field):
+    made = "Make a new state with `tx.init(params)`"
+    return _leaves_like(tree, getattr(state, field), f"The state's `{field}`", made)
+
+
+def _leaves_like(structure, tree, what, remedy):
+    """The leaves of a tree for every gradient; Nones without a tree."""
+    if tree is None:
+        return [None] * structure.num_leaves
+    try:
+        return structure.flatten_up_to(tree)
+    except ValueError as error:
+        raise ValueError(
+            f"{what} must have the structure of the gradients: {error} {remedy}."
+        ) from None
+
+
+def _decay_mask(mask, params):
+    """A tree of bools (Python's where they are) like `params`."""
+    if mask is None:
+        return jax.tree.map(lambda _: True, params)
+    tree = mask(params) if callable(mask) else mask
+    return bools_like("mask", tree, params)
+
+
+# ------------------------------------------------------------------------------- from row to leaf
+
+
+def _clip(c, rows, count):
+    """`(histories, scales)` for every row: of gradient norms, and what gradients are scaled by."""
+    histories: list[Any] = [row.history for row in rows.rows]
+    scales: list[Any] = [None] * len(histories)
+    if not c.clips:
+        return histories, scales
+    there = [i for i, row in enumerate(rows.rows) if row.g is not None]
+    squared = _clipping.squared_norms(
+        [rows.rows[i].g for i in there],
+        [rows.rows[i].stacked for i in there],
+        c.chosen.norm_axes,
+    )
+    for i, x in zip(there, squared, strict=True):
+        histories[i], scales[i] = _clipping.record(histories[i], x, count, c.percentile_clipping)
+    return histories, scales
+
+
+def _leaves(c, rows, scales, count, next_count, emit):
+    """The `Leaf` of every row that has a gradient, by its number."""
+    scalars = _scalars(c, count, next_count)
+    digits, codecs = even_digits(c.rule, scalars), c.codecs
+    decay = "decoupled" if c.adam_w_mode else "coupled"
+
+    def leaf(row, grad_scale):
+        s = scalars._replace(grad_scale=grad_scale)
+        if not isinstance(row.decays, bool):  # a traced mask
+            s = s._replace(weight_decay=jnp.where(row.decays, s.weight_decay, 0))
+        dither = Dither(next_count.astype(jnp.uint32), jnp.uint32(zlib.crc32(row.name.encode())))
+        spec = Spec(
+            c.rule,
+            codecs,
+            c.block_size,
+            None if row.decays is False else decay,
+            emit,
+            c.chosen.implementation,
+            stacked=row.stacked,
+            count_skipped=c.chosen.count_skipped,
+        )
+        return Leaf(row.g, row.p, row.slots, s, dither.scrambled(digits), spec)
+
+    pairs = enumerate(zip(rows.rows, scales, strict=True))
+    return {i: leaf(row, scale) for i, (row, scale) in pairs if row.g is not None}
 
 
 def _scalars(c, count, next_count):
@@ -225,22 +283,46 @@ def _scalars(c, count, next_count):
     def at(value) -> Any:
         return value(count) if callable(value) else value
 
-    b1, b2 = at(c.b1), at(c.b2)
     low, high = (0.0, math.inf) if c.trust_clip is None else c.trust_clip
-    return rules.Scalars(
-        b1=b1,
-        one_minus_b1=1 - b1,
-        b2=b2,
-        one_minus_b2=1 - b2,
-        debias1=rules.debias(b1, next_count) if c.bias_correction else 1.0,
-        debias2=rules.debias(b2, next_count) if c.bias_correction else 1.0,
-        eps=at(c.eps),
-        weight_decay=at(c.weight_decay),
+    return Scalars(
+        c.rule.scalars(at, c.numbers, next_count),
         step_size=1.0 if c.learning_rate is None else -1 * at(c.learning_rate),
+        weight_decay=at(c.weight_decay),
         ratio_scale=1.0 if c.max_unorm is None else at(c.max_unorm),
         ratio_low=low,
         ratio_high=high if c.max_unorm is None else 1.0,
     )
+
+
+def _paged(c, rows):
+    """The numbers of the rows whose state is paged."""
+    if not c.paged:
+        return set()
+    extents = [extent_of(c.rule, row.slots, c.block_size) for row in rows]
+    return {i for i, paged in enumerate(which_are_paged(extents, c.chosen)) if paged}
+
+
+# -------------------------------------------------------------------------------- what comes of it
+
+
+def _next_state(c, state, count, rows, histories, stepped):
+    slots = [stepped[i].slots if i in stepped else row.slots for i, row in enumerate(rows.rows)]
+    fields: dict[str, Any] = {"count": count, "layout": state.layout}
+    for i, slot in enumerate(c.rule.slots):
+        fields[slot.name] = rows.tree.unflatten([x[i].values for x in slots])
+        if getattr(state, absmax := f"{slot.name}_absmax") is not None:
+            # A leaf without codes keeps what stands for its scales.
+            fields[absmax] = rows.tree.unflatten(
+                [
+                    x[i].absmax if x[i].coded else row.absmaxes[i]
+                    for x, row in zip(slots, rows.rows, strict=True)
+                ]
+            )
+    if c.clips:
+        fields["gnorm_history"] = rows.tree.unflatten(histories)
+    if c.chosen.count_skipped:
+        fields["skipped"] = _add_up(state.skipped, [x.skipped for x in stepped.values()])
+    return c.state_type(**fields)
 
 
 def _add_up(skipped, of_leaves):
@@ -251,11 +333,3 @@ def _add_up(skipped, of_leaves):
         x = jnp.where(x < 2.0**31, x, 0).astype(jnp.int32) + jnp.where(x < 2.0**31, 0, largest)
         skipped = jnp.where(skipped > largest - x, largest, skipped + x)
     return skipped
-
-
-def _decay_mask(mask, params):
-    """A tree of bools (Python's where they are) like `params`."""
-    if mask is None:
-        return jax.tree.map(lambda _: True, params)
-    tree = mask(params) if callable(mask) else mask
-    return bools_like("mask", tree, params)

@@ -3,8 +3,8 @@
 The arithmetic under `optax_lamblion`, usable without Optax.
 """
 
-from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
-from pallas_kernels.codecs import CODEC_NAMES, Codec, get_codec
+from pallas_kernels.arithmetic.blocks import BLOCK_SIZES, absmax_shape
+from pallas_kernels.arithmetic.codecs import CODEC_NAMES, Codec, get_codec
 from pallas_kernels.quantize import dequantize, quantize
 
 __all__ = [

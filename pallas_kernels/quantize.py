@@ -6,17 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import _dispatch, mosaic_quantize
-from pallas_kernels.blocks import (
-    absmax_shape,
-    block_absmax,
-    check_block_size,
-    spread,
-)
-from pallas_kernels.codecs import as_bytes, decode, encode, get_codec, storable
-from pallas_kernels.dtypes import compute_dtype
-from pallas_kernels.hashing import mix, uniform
-from pallas_kernels.ladders import NEAREST
+from pallas_kernels import dispatch
+from pallas_kernels.arithmetic.blocks import absmax_shape, check_block_size
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.hashing import mix
+from pallas_kernels.mosaic import quantize as mosaic
+from pallas_kernels.mosaic.tile import why_not_array
+from pallas_kernels.xla import quantize as xla
 
 
 def quantize(
@@ -85,22 +81,13 @@ _STATIC = ("block_size", "codec", "keep_nonzero", "implementation")
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _quantize(x, key, block_size, codec, keep_nonzero, implementation):
     static = dict(block_size=block_size, codec=codec, keep_nonzero=keep_nonzero)
-    return _dispatch.choose(
+    return dispatch.choose(
         implementation,
-        _dispatch.why_not_array(x, block_size),
-        functools.partial(mosaic_quantize.quantize, **static),
-        functools.partial(_quantize_xla, **static),
+        why_not_array(x, block_size),
+        functools.partial(mosaic.quantize, **static),
+        functools.partial(xla.quantize, **static),
         (x, key),
     )
-
-
-def _quantize_xla(x, key, block_size, codec, keep_nonzero):
-    x = storable(codec, x.astype(compute_dtype(x.dtype)))
-    absmax = block_absmax(x, block_size)
-    u = NEAREST if key is None else uniform(key, x.shape)
-    prepared = codec.prepare(spread(absmax, x.shape, block_size), u)
-    codes, _ = encode(codec, x, prepared, keep_nonzero=keep_nonzero)
-    return as_bytes(codes), absmax
 
 
 def _key(seed):
@@ -166,15 +153,10 @@ def dequantize(
 @functools.partial(jax.jit, static_argnames=("block_size", "codec", "dtype", "implementation"))
 def _dequantize(codes, absmax, block_size, codec, dtype, implementation):
     static = dict(block_size=block_size, codec=codec, dtype=dtype)
-    return _dispatch.choose(
+    return dispatch.choose(
         implementation or "xla",
-        _dispatch.why_not_array(codes, block_size, dtype),
-        functools.partial(mosaic_quantize.dequantize, **static),
-        functools.partial(_dequantize_xla, **static),
+        why_not_array(codes, block_size, dtype),
+        functools.partial(mosaic.dequantize, **static),
+        functools.partial(xla.dequantize, **static),
         (codes, absmax),
     )
-
-
-def _dequantize_xla(codes, absmax, block_size, codec, dtype):
-    values = decode(codec, codes) * spread(absmax, codes.shape, block_size).astype(jnp.float32)
-    return values.astype(dtype)

@@ -15,8 +15,8 @@ import numpy as np
 
 from optax_lamblion._bitsandbytes.arrays import slots_of
 from optax_lamblion._layout import Layout
-from pallas_kernels.blocks import BLOCK_SIZES, absmax_shape
-from pallas_kernels.codecs import decode, get_codec
+from pallas_kernels.arithmetic.blocks import BLOCK_SIZES, absmax_shape
+from pallas_kernels.arithmetic.codecs import decode, get_codec
 
 MOMENTS = {"mu": "state1", "nu": "state2"}
 _BLOCK_SIZES = (256, 2048)  # of 0.44 and later, and before

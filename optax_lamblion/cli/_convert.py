@@ -17,7 +17,7 @@ from optax_lamblion._bitsandbytes import files
 from optax_lamblion._bitsandbytes.arrays import parameter_numbers, slots_of
 from optax_lamblion.cli._errors import CommandError, require_extra
 from optax_lamblion.cli._output import Table, print_json, print_table
-from pallas_kernels.codecs import CODEC_NAMES
+from pallas_kernels.arithmetic.codecs import CODEC_NAMES
 
 _SUFFIXES = (*files.TORCH_SUFFIXES, ".safetensors")
 

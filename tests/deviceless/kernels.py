@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 import pallas_kernels
-from pallas_kernels import mosaic, rules
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither
-from pallas_kernels.step import Spec
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.dither import Dither
+from pallas_kernels.arithmetic.step import Spec
 from tests.deviceless.cases import Case, case, ours
 
 SHAPE = (4096, 4096)  # whole tiles: no rows over

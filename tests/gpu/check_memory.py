@@ -10,10 +10,12 @@ import numpy as np
 
 import optax_lamblion
 from optax_lamblion import StateOptions, apply_fused
-from pallas_kernels import mosaic, rules, xla
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither, even_digits
-from pallas_kernels.step import Spec
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.xla import step as xla
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.arithmetic.step import Spec
 from tests import oracles
 from tests.gpu.comparing import CUBE_TIE
 from tests.gpu.records import Skipped

@@ -14,7 +14,7 @@ import numpy as np
 
 from optax_lamblion import apply_fused
 from optax_lamblion._placement import DEVICE, KIND
-from pallas_kernels.pieces import GRAIN
+from pallas_kernels.arithmetic.pieces import GRAIN
 from tests.gpu import paging
 from tests.gpu.check_program import plain, same
 from tests.kernels.step_judge import ULP

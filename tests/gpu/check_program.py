@@ -39,7 +39,7 @@ def checks(run):
             expected = () if implementation == "xla" else kernels
             yield (
                 f"{implementation} runs {' '.join(expected) or 'XLA'}: {name} {fused=}",
-                functools.partial(_dispatch, run, name, fused, implementation, expected),
+                functools.partial(dispatch, run, name, fused, implementation, expected),
             )
 
 
@@ -215,7 +215,7 @@ def _non_finite(tx, dtype):
     return {"moved": float(moved)}
 
 
-def _dispatch(run, name, fused, implementation, expected):
+def dispatch(run, name, fused, implementation, expected):
     if run.interpret:
         raise Skipped("what a GPU would run is compiled for a GPU only")
     tx = getattr(optax_lamblion, name)(1e-3, options=StateOptions(implementation=implementation))

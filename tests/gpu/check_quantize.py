@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels
-from pallas_kernels import get_codec, mosaic_quantize
-from pallas_kernels.hashing import mix, uniform
+from pallas_kernels import get_codec
+from pallas_kernels.mosaic import quantize as mosaic_quantize
+from pallas_kernels.arithmetic.hashing import mix, uniform
 from tests import oracles
 from tests.gpu.comparing import CUBE_TIE, EIGHTH_TIE, ULP
 from tests.kernels.codec_judge import level_error

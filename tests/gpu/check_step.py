@@ -14,10 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import mosaic, rules, xla
-from pallas_kernels.blocks import as_rows
-from pallas_kernels.pieces import GRAIN
-from pallas_kernels.places import Place
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.xla import step as xla
+from pallas_kernels.arithmetic.blocks import as_rows
+from pallas_kernels.arithmetic.pieces import GRAIN
+from pallas_kernels.arithmetic.shards import Place
 from tests.gpu import comparing
 
 TILES = (4096, 4096)

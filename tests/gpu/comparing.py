@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels import rules
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither, even_digits
-from pallas_kernels.step import Spec
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.arithmetic.step import Spec
 from tests import oracles
 from tests.kernels.codec_judge import level_error
 from tests.kernels.step_judge import OPERATIONS, ULP, float64

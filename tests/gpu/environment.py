@@ -45,14 +45,14 @@ def sources():
 def _device():
     import jax
 
-    from pallas_kernels import _dispatch
+    from pallas_kernels import dispatch
 
     try:
         gpus = jax.devices("cuda")
     except RuntimeError:
         return None
     gpu, stats = gpus[0], gpus[0].memory_stats() or {}
-    implementation, why = _dispatch.describe()
+    implementation, why = dispatch.describe()
     return {
         "kind": gpu.device_kind,
         "count": len(gpus),

@@ -13,8 +13,8 @@ import optax_lamblion
 from optax_lamblion import StateOptions
 from optax_lamblion._pages import extent_of, make
 from optax_lamblion._placement import HOST, KIND, which_are_paged
-from pallas_kernels import rules
-from pallas_kernels.pieces import GRAIN
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.arithmetic.pieces import GRAIN
 
 OPTIMIZERS = ("lion8bit", "lion32bit", "lamb8bit", "lamb32bit")
 

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import rules, xla
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.xla import step as xla
 from tests.gpu import (
     check_paged,
     check_paged_memory,

@@ -13,11 +13,13 @@ import optax_lamblion
 import pallas_kernels
 from optax_lamblion import StateOptions, apply_fused
 from optax_lamblion.demo import shapes
-from pallas_kernels import get_codec, mosaic, rules
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.dither import Dither, even_digits
-from pallas_kernels.mosaic_tile import INTERPRET
-from pallas_kernels.step import Spec
+from pallas_kernels import get_codec
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.mosaic.tile import INTERPRET
+from pallas_kernels.arithmetic.step import Spec
 from tests.gpu import floors
 from tests.gpu.timing import Program, wave
 

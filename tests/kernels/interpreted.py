@@ -6,14 +6,16 @@ import functools
 import jax
 import pytest
 
-from optax_lamblion import _leaf, _stream
-from pallas_kernels import _dispatch, mosaic
-from pallas_kernels.mosaic_tile import INTERPRET
+from optax_lamblion import _stream
+from pallas_kernels import dispatch
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.mosaic.tile import INTERPRET
+from tests.steps import on_arrays
 
 KERNELS = ("lion_step", "lion_signs", "lamb_moments", "lamb_apply")
 
-interpreted_step = functools.partial(mosaic.step, interpret=INTERPRET)
-"""`mosaic.step` on a CPU."""
+interpreted_step = on_arrays(functools.partial(mosaic.step, interpret=INTERPRET))
+"""`mosaic.step` on a CPU, as a function of arrays."""
 
 
 def _choose(implementation, why_not, kernel, general, arrays):
@@ -29,19 +31,16 @@ def interpreted():
     Paged ones are not to be jitted.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_dispatch, "choose", _choose)
+        patch.setattr(dispatch, "choose", _choose)
 
-        for name in _leaf.STEPS:
-            patch.setitem(_leaf.STEPS, name, _traced_anew(name))
+        for name in ("step", "moments", "apply"):
+            patch.setattr(dispatch, name, _traced_anew(getattr(dispatch, name)))
         # Not as one program: JAX cannot compile the interpreter's callbacks, which have an order,
         # into one that has results in host memory.
         patch.setattr(_stream, "run", _stream.run.__wrapped__)
         yield
 
 
-def _traced_anew(name):
+def _traced_anew(jitted):
     # A function of its own, as JAX remembers what it has traced by function.
-    def step(*args, **kwargs):
-        return getattr(_dispatch, name)(*args, **kwargs)
-
-    return jax.jit(step, static_argnums=0, static_argnames="implementation")
+    return jax.jit(lambda *args: jitted.__wrapped__(*args))

@@ -12,7 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from optax_lamblion import StateOptions, apply_fused, lamb8bit, lion8bit, lion32bit
 from optax_lamblion._implementation import explain
-from pallas_kernels import _dispatch
+from pallas_kernels import dispatch
 from tests.kernels.interpreted import KERNELS
 
 LARGE = {"w": jnp.ones((64, 256)), "small": jnp.ones(33)}
@@ -121,7 +121,7 @@ def gpu(capability):
     ],
 )
 def test_none_knows_the_gpus_at_hand(monkeypatch, gpus, kernels, word):
-    monkeypatch.setattr(_dispatch, "_gpus", lambda: gpus)
+    monkeypatch.setattr(dispatch, "_gpus", lambda: gpus)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     rows = 64 + int(10 * float(gpus[0].compute_capability))  # another shape is traced anew
     params = {"w": jnp.ones((rows, 256))}
@@ -132,7 +132,7 @@ def test_none_knows_the_gpus_at_hand(monkeypatch, gpus, kernels, word):
 
 
 def test_an_old_gpu_cannot_run_kernels_by_name(monkeypatch):
-    monkeypatch.setattr(_dispatch, "_gpus", lambda: [gpu("7.5")])
+    monkeypatch.setattr(dispatch, "_gpus", lambda: [gpu("7.5")])
     params = {"w": jnp.ones((70, 256))}
     tx = with_implementation(lion8bit, "mosaic")
     with pytest.raises(ValueError, match="compute capability 8.0, and GPU 7.5 has 7.5"):
@@ -144,8 +144,8 @@ def test_what_lies_on_several_devices_by_its_type_stays_with_xla():
     with jax.sharding.use_abstract_mesh(mesh):
         sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d", None))
         leaf = jax.ShapeDtypeStruct((64, 256), jnp.float32, sharding=sharding)
-        assert _dispatch._is_distributed(leaf)
-    assert not _dispatch._is_distributed(jnp.ones((64, 256)))
+        assert dispatch._is_distributed(leaf)
+    assert not dispatch._is_distributed(jnp.ones((64, 256)))
 
 
 @OURS

@@ -13,32 +13,40 @@ import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels import mosaic, rules, xla
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither
-from pallas_kernels.mosaic_tile import TILE, Rest, cut
-from pallas_kernels.step import Spec
+from pallas_kernels.arithmetic import rules
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.xla import step as xla
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.dither import Dither
+from pallas_kernels.mosaic.tile import TILE, Rest, cut
+from pallas_kernels.arithmetic.step import Spec
 from tests import oracles
 from tests.kernels.interpreted import KERNELS, interpreted_step
+from tests.rules import SIGNUM
+from tests.steps import on_arrays, scalars_of
 
 RULES = {
     "lion": rules.LION,
     "lamb": rules.LAMB,
     "lamb_amsgrad": rules.LAMB_AMSGRAD,
-    # No optimizer of the library: it goes by its new slots, and needs no norm.
-    "adam": rules.LAMB._replace(name="adam", trust_ratio=False),
+    "adam": rules.ADAM,
+    "signum": SIGNUM,
 }
-SCALARS = rules.Scalars(
-    b1=0.9, one_minus_b1=0.1, b2=0.99, one_minus_b2=0.01, debias1=1 / (1 - 0.9**3),
-    debias2=1 / (1 - 0.99**3), eps=1e-8, weight_decay=0.1, step_size=-0.01,
-)  # fmt: skip
+
+
+def scalars(rule):
+    """Those of the third step."""
+    return scalars_of(rule, jnp.float32(3), b2=0.99, weight_decay=0.1, step_size=-0.01)
+
+
+xla_step, mosaic_step = on_arrays(xla.step), on_arrays(mosaic.step)
 # An interpreted kernel, and a real one.
 RUN = pytest.mark.parametrize(
     "kernel",
     [
         pytest.param(interpreted_step, id="interpreted"),
-        pytest.param(mosaic.step, id="gpu", marks=pytest.mark.gpu),
+        pytest.param(mosaic_step, id="gpu", marks=pytest.mark.gpu),
     ],
 )
 
@@ -76,7 +84,7 @@ class Leaf(NamedTuple):
             jnp.asarray(rng.normal(size=self.shape), self.p),
             tuple(jnp.asarray(c, jnp.uint8) for c in codes),
             tuple(jnp.asarray(a, jnp.float32) for a in scales),
-            SCALARS,
+            scalars(self.spec.rule),
             Dither(jnp.uint32(3), jnp.uint32(2025)),
         )
 
@@ -122,24 +130,25 @@ def terms(leaf, slots, absmaxes):
         for slot, codes, absmax in zip(spec.rule.slots, slots, absmaxes, strict=True)
     )
     g, p = (np.asarray(x.astype(jnp.float32), np.float64) for x in leaf.arrays()[:2])
+    s = scalars(spec.rule)
     step = oracles.lamb_update(
-        mu * SCALARS.debias1,
-        root * (1 if len(slots) == 3 else SCALARS.debias2),  # amsgrad's maximum has it already
+        mu * float(s.own.debias1),
+        root * (1 if len(slots) == 3 else float(s.own.debias2)),  # a maximum has it already
         p,
         ~np.isfinite(g),
-        learning_rate=-SCALARS.step_size,
-        eps=SCALARS.eps,
-        weight_decay=SCALARS.weight_decay,
+        learning_rate=-s.step_size,
+        eps=s.own.eps,
+        weight_decay=s.weight_decay,
     )
-    ratio = step.ratio if spec.rule.trust_ratio else 1.0
-    return -SCALARS.step_size * ratio * step.magnitude
+    ratio = step.ratio if spec.rule.ratio else 1.0
+    return -s.step_size * ratio * step.magnitude
 
 
 @RUN
 @pytest.mark.parametrize("leaf", LEAVES, ids=identity)
 def test_a_kernel_does_what_xla_does(kernel, leaf):
     out, slots, absmaxes, _ = run(kernel, leaf)
-    expected, expected_slots, expected_absmaxes, _ = run(xla.step, leaf)
+    expected, expected_slots, expected_absmaxes, _ = run(xla_step, leaf)
     for slot, a, b in zip(leaf.spec.rule.slots, absmaxes, expected_absmaxes, strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         # In units of 2**-24, half an ulp: XLA rounds a level, a product with the scale and one with
@@ -163,10 +172,10 @@ def test_a_kernel_does_what_xla_does(kernel, leaf):
     # and rounded with it; where the two cancel, the parameter is the larger.
     p = np.asarray(leaf.arrays()[1].astype(jnp.float32), np.float64) * (leaf.emit == "params")
     bound = (float(jnp.finfo(eps_of).eps) + (14 / 2 + 7 + 8 + 2) * 2.0**-24) * (np.abs(expected) + np.abs(p))
-    if leaf.emit == "updates" and leaf.decay == "decoupled" and not leaf.spec.rule.from_old:
+    if leaf.emit == "updates" and leaf.decay == "decoupled" and leaf.spec.rule.form == "value":
         # Or the terms of a direction are, which are good to a few roundings.
         bound += 8 * 2.0**-24 * terms(leaf, expected_slots, expected_absmaxes)
-    if leaf.spec.rule.trust_ratio:
+    if leaf.spec.rule.ratio:
         # An element whose code differs has its share in the norm, by which all others are divided.
         squares = (expected - p) ** 2
         bound += 2 * squares[~same].sum() / squares.sum() * np.abs(expected - p)
@@ -202,7 +211,7 @@ def test_emitted_parameters_are_parameters_plus_updates(kernel, rule):
     params, updates = (run(kernel, leaf._replace(emit=emit)) for emit in ("params", "updates"))
     p = np.float64(leaf.arrays()[1])
     bound = 2 * 2.0**-23 * (np.abs(p) + np.abs(updates[0]))
-    if not leaf.spec.rule.from_old:  # where the terms of a direction cancel, they round the more
+    if leaf.spec.rule.form == "value":  # where the terms of a direction cancel, they round the more
         bound += 8 * 2.0**-24 * terms(leaf, *updates[1:3])
     assert (np.abs(p + updates[0] - params[0]) <= bound).all()
     jax.tree.map(np.testing.assert_array_equal, params[1:], updates[1:])
@@ -233,7 +242,9 @@ def test_a_step_can_be_mapped_and_scanned(kernel):
 
 def test_tiles_do_not_race():
     """The interpreter looks at every access of every CTA."""
-    racing = functools.partial(mosaic.step, interpret=plgpu.InterpretGPUParams(detect_races=True))
+    racing = on_arrays(
+        functools.partial(mosaic.step, interpret=plgpu.InterpretGPUParams(detect_races=True))
+    )
     for leaf in (Leaf(shape=(2, TILE)), Leaf("lamb", shape=(2, TILE))):
         jax.tree.map(np.testing.assert_array_equal, run(racing, leaf), run(interpreted_step, leaf))
 
@@ -247,12 +258,14 @@ def test_tiles_do_not_race():
         (Leaf("lamb", emit="updates"), ["lamb_moments"]),
         (Leaf("adam"), ["adam_step"]),
         (Leaf("adam", emit="updates"), ["adam_moments"]),
+        (Leaf("signum"), ["signum_step"]),
+        (Leaf("signum", emit="updates"), ["signum_signs"]),
     ],
     ids=lambda x: identity(x) if isinstance(x, Leaf) else "",
 )
 def test_kernels_have_names(leaf, names):
-    text = str(jax.make_jaxpr(functools.partial(mosaic.step, leaf.spec))(*leaf.arrays()))
-    known = (*KERNELS, "adam_step", "adam_moments", "adam_apply")
+    text = str(jax.make_jaxpr(functools.partial(mosaic_step, leaf.spec))(*leaf.arrays()))
+    known = (*KERNELS, "adam_step", "adam_moments", "adam_apply", "signum_step", "signum_signs")
     assert [name for name in known if name in text] == names
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels import mosaic_quantize
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.mosaic_tile import INTERPRET
+from pallas_kernels.mosaic import quantize as mosaic_quantize
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.mosaic.tile import INTERPRET
 from tests import oracles
 from tests.kernels.codec_judge import KINDS, check_layout, level_error, sample
 
@@ -82,7 +82,7 @@ def test_random_rounding_is_that_of_xla(codec, signed, interpret):
     expected, _ = pallas_kernels.quantize(
         x, codec=codec, signed=signed, seed=7, keep_nonzero=True, implementation="xla"
     )
-    key = pallas_kernels.hashing.mix(seed)
+    key = pallas_kernels.arithmetic.hashing.mix(seed)
     codes, _ = quantize(x, codec, signed, interpret, key, keep_nonzero=True)
     ranks = (oracles.ranks(np.asarray(x), codec, signed) for x in (codes, expected))
     apart = np.abs(np.subtract(*ranks))

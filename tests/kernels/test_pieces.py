@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import mosaic, xla
-from pallas_kernels.blocks import as_rows
-from pallas_kernels.mosaic_launch import Sums
-from pallas_kernels.mosaic_tile import INTERPRET
-from pallas_kernels.pieces import CUTTABLE, GRAIN
-from pallas_kernels.step import Stepped, ratio, sum_of_grains
-from tests.kernels.test_mosaic import Leaf, identity
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.xla import step as xla
+from pallas_kernels.arithmetic.blocks import as_rows
+from pallas_kernels.mosaic.launch import Sums
+from pallas_kernels.mosaic.tile import INTERPRET
+from pallas_kernels.arithmetic.dtypes import promote
+from pallas_kernels.arithmetic.pieces import CUTTABLE, GRAIN
+from pallas_kernels.arithmetic.step import ratio, sum_of_grains
+from pallas_kernels.leaf import StoredSlot
+from tests.kernels.interpreted import interpreted_step
+from tests.kernels.test_mosaic import Leaf, identity, xla_step
+from tests.steps import Seen, arrays_of, leaf_of
 
 # In grains. Of different lengths, and the last one ragged where the leaf is.
 CUTS = (0, 1, 3)
@@ -22,53 +27,47 @@ CUTS = (0, 1, 3)
 def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
     """A step like `xla.step`, of a leaf cut after so many grains."""
     g, p, slots, absmaxes, s, dither = arrays
-    block = spec.block_size
-    blocks = GRAIN // block
-    pairs = list(zip(cuts, (*cuts[1:], None), strict=True))
+    leaf = leaf_of(spec, *arrays)
+    block, pairs = spec.block_size, list(zip(cuts, (*cuts[1:], None), strict=True))
 
     def part(x, first, last, flat):
         x = x.reshape(-1) if flat else as_rows(x, block)
-        unit = blocks if flat or x.ndim == 2 else GRAIN
+        unit = GRAIN // block if flat or x.ndim == 2 else GRAIN
         return x[first * unit : None if last is None else last * unit]
 
-    pieces = [
-        (
-            jnp.int32(first),
-            tuple(part(x, first, last, flat=False) for x in slots),
-            tuple(part(a, first, last, flat=True) for a in absmaxes),
+    def piece(first, last):
+        stored = tuple(
+            StoredSlot(part(x.values, first, last, False), part(x.absmax, first, last, True))
+            for x in leaf.slots
         )
-        for first, last in pairs
-    ]
-    call = lambda name: functools.partial(getattr(module, name), spec, **kwargs)  # noqa: E731
+        return leaf.replace(slots=stored, start=jnp.int32(first), p=None if to_params else p)
+
     to_params = spec.emit == "params"
-    target = p if to_params else jnp.zeros(p.shape, jnp.promote_types(g.dtype, p.dtype))
-    p = None if to_params and not spec.rule.trust_ratio else p
-    new, skipped = [], []
-    if spec.rule.trust_ratio:
-        sums = []
-        for start, *state in pieces:
-            *state, of_piece, left_alone = call("moments_piece")(g, p, start, *state, s, dither)
-            new.append(state)
-            sums.append(of_piece)
-            skipped.append(left_alone)
-        factor = ratio(sum_of_grains(jnp.concatenate(sums)), s)
-        p = None if to_params else p
-        for (start, *_), state in zip(pieces, new, strict=True):
-            target = call("apply_piece")(g, p, target, start, *state, s, factor)
+    target = p if to_params else jnp.zeros(p.shape, promote(g.dtype, p.dtype))
+    pieces = [piece(*pair) for pair in pairs]
+    call = lambda name: functools.partial(getattr(module, name), **kwargs)  # noqa: E731
+    new = []
+    if spec.rule.ratio:
+        new = [call("moments")(x.replace(target=target)) for x in pieces]
+        factor = ratio(sum_of_grains(jnp.concatenate([x.sums for x in new])), s)
+        for x, half in zip(pieces, new, strict=True):
+            target = call("apply")(x.replace(slots=half.slots, target=target), factor)
     else:
-        for start, *state in pieces:
-            target, *state, left_alone = call("step_piece")(g, p, target, start, *state, s, dither)
-            new.append(state)
-            skipped.append(left_alone)
-    slots = tuple(
-        jnp.concatenate([x.reshape(-1) for x in xs]).reshape(g.shape)
-        for xs in zip(*(slots for slots, _ in new), strict=True)
+        for x in pieces:
+            new.append(call("step")(x.replace(target=target)))
+            target = new[-1].out
+    columns = zip(*(x.slots for x in new), strict=True)
+    stored = tuple(
+        jax.tree.map(
+            lambda x, *parts: jnp.concatenate([y.reshape(-1) for y in parts]).reshape(x.shape),
+            whole,
+            *parts,
+        )
+        for whole, parts in zip(leaf.slots, columns, strict=True)
     )
-    absmaxes = tuple(
-        jnp.concatenate(xs).reshape(a.shape)
-        for a, *xs in zip(absmaxes, *(absmaxes for _, absmaxes in new), strict=True)
+    return Seen(
+        target, *arrays_of(stored), sum(x.skipped for x in new) if spec.count_skipped else None
     )
-    return Stepped(target, slots, absmaxes, sum(skipped) if spec.count_skipped else None)
 
 
 RAGGED, ROWS = (4 * GRAIN + 4700,), (35, 8192)
@@ -84,6 +83,7 @@ LEAVES = [
     Leaf("lamb_amsgrad", shape=RAGGED, decay=None, emit="updates", block=1024),
     Leaf("adam", shape=RAGGED, p="bfloat16"),
     Leaf("adam", shape=ROWS, p="bfloat16", g="bfloat16", emit="updates"),
+    Leaf("signum", shape=RAGGED, g="bfloat16", emit="updates"),
 ]
 
 
@@ -101,7 +101,7 @@ def test_xla_does_the_same_to_the_last_bit(leaf):
     shape = (CUTTABLE + leaf.shape[0],) if len(leaf.shape) == 1 else (135, leaf.shape[1])
     leaf = leaf._replace(shape=shape)
     arrays = leaf.arrays()
-    whole = jax.jit(functools.partial(xla.step, leaf.spec))(*arrays)
+    whole = jax.jit(functools.partial(xla_step, leaf.spec))(*arrays)
     pieces = jax.jit(lambda *arrays: in_pieces(xla, leaf.spec, arrays))(*arrays)
     compare(whole, pieces, exact=True)
 
@@ -127,13 +127,13 @@ def test_kernels_do_the_same(leaf, cuts, monkeypatch):
     by_grains = property(lambda sums: jnp.sum(sums.of_grains(), axis=0))
     monkeypatch.setattr(Sums, "total", by_grains)
     arrays = leaf.arrays()
-    whole = jax.jit(functools.partial(mosaic.step, leaf.spec, interpret=INTERPRET))(*arrays)
+    whole = jax.jit(functools.partial(interpreted_step, leaf.spec))(*arrays)
     step = lambda *a: in_pieces(mosaic, leaf.spec, a, cuts, interpret=INTERPRET)  # noqa: E731
-    compare(whole, jax.jit(step)(*arrays), exact=leaf.spec.rule.from_old)
+    compare(whole, jax.jit(step)(*arrays), exact=leaf.spec.rule.reads == "old")
 
 
 @pytest.mark.parametrize("module", [xla, mosaic], ids=lambda module: module.__name__.split(".")[1])
-@pytest.mark.parametrize("rule", ["lion", "lamb", "adam"])
+@pytest.mark.parametrize("rule", ["lion", "lamb", "adam", "signum"])
 def test_pieces_count_what_they_leave_alone(rule, module):
     leaf = Leaf(rule, shape=(GRAIN + 4700,))  # three elements are not finite, one of them the last
     kwargs = dict(interpret=INTERPRET) if module is mosaic else {}

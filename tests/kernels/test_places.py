@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import xla
-from pallas_kernels.blocks import absmax_shape
-from pallas_kernels.codecs import get_codec
-from pallas_kernels.dither import Dither
-from pallas_kernels.places import Place, keeps_blocks
-from pallas_kernels.rules import LAMB, Scalars
-from pallas_kernels.step import Spec, ratio
+from pallas_kernels.xla import step as xla
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.dither import Dither
+from pallas_kernels.arithmetic.shards import Place, keeps_blocks
+from pallas_kernels.arithmetic.rules import LAMB
+from pallas_kernels.arithmetic.step import Spec, ratio
 from tests import oracles
-from tests.kernels.interpreted import INTERPRET, mosaic
+from tests.kernels.interpreted import INTERPRET, interpreted_step, mosaic
+from tests.steps import arrays_of, leaf_of, on_arrays, scalars_of
 
 # (shape, shards along every axis, block size)
 DIVIDED = [
@@ -87,10 +88,7 @@ def test_a_place_beyond_two_to_the_32():
 
 SPEC = Spec(LAMB, (get_codec("power", True), get_codec("power", False)), 256, "decoupled", "params")
 DITHER = Dither(jnp.uint32(3), jnp.uint32(5))
-SCALARS = Scalars(
-    b1=0.9, one_minus_b1=0.1, b2=0.999, one_minus_b2=1e-3, debias1=5.0, debias2=400.0,
-    eps=1e-8, weight_decay=0.1, step_size=-1e-2,
-)  # fmt: skip
+SCALARS = scalars_of(LAMB, jnp.float32(3), weight_decay=0.1, step_size=-1e-2)
 
 
 def leaf(shape):
@@ -113,19 +111,18 @@ def apart(step, shape, shards):
                       for i, n, m in zip(index, x.shape, shape, strict=False))  # fmt: skip
         return x[scale]
 
-    moments = jax.jit(functools.partial(step.moments, SPEC))
-    apply = jax.jit(functools.partial(step.apply, SPEC))
+    moments, apply = jax.jit(step.moments), jax.jit(step.apply)
     halves, total = [], 0
     for place, index in places(shape, shards):
         here = jax.tree.map(functools.partial(shard, index=index), arrays)
-        half = moments(*here, SCALARS, DITHER._replace(place=place))
-        halves.append((index, here, half))
-        total += half[2]
+        here = leaf_of(SPEC, *here, SCALARS, DITHER._replace(place=place))
+        half = moments(here)
+        halves.append((index, here.replace(slots=half.slots), half.tiles))
+        total += half.sums
     out = jax.tree.map(np.zeros_like, (arrays[1], arrays[2], arrays[3]))
-    for index, (g, p, *_), (slots, scales, _, *known, _) in halves:
+    for index, here, tiles in halves:
         factor = ratio(total, SCALARS.astype(jnp.float32))
-        new = apply(g, p, slots, scales, SCALARS, factor, *known)
-        made = jax.tree.leaves((new, slots, scales))
+        made = jax.tree.leaves((apply(here, factor, tiles), *arrays_of(here.slots)))
         for whole, x in zip(jax.tree.leaves(out), made, strict=True):
             shard(whole, index)[...] = x
     return out
@@ -144,7 +141,7 @@ def test_shards_step_as_the_leaf_does(implementation, shape, shards):
     step = xla if implementation == "xla" else Kernels
     g, p, slots, scales = leaf(shape)
     whole = (
-        xla.step if implementation == "xla" else functools.partial(mosaic.step, interpret=INTERPRET)
+        on_arrays(xla.step) if implementation == "xla" else interpreted_step
     )
     expected = whole(SPEC, g, p, slots, scales, SCALARS, DITHER)
     out, codes, absmaxes = apart(step, shape, shards)

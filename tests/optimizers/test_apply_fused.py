@@ -1,5 +1,7 @@
 """`apply_fused` takes the step that `update` and `apply_updates` take, in fewer bytes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,19 +30,19 @@ def plain(tx, params, grads, state):
         return optax.apply_updates(params, updates), state
 
 
-def assert_two_ulp(a, b, old):
-    """Two units in the last place, of the larger operand where parameter and update cancel.
+def assert_within(units, a, b, old):
+    """So many units in the last place, of the larger operand where parameter and update cancel.
 
-    The update is rounded once less, which is half a unit, and so is the sum; and XLA may contract
-    a multiplication and an addition.
+    Two, if the update is the same: it is rounded once less, which is half a unit, and so is the sum; and
+    XLA may contract a multiplication and an addition.
     """
     assert a.dtype == b.dtype
     a, b, old, eps = np.float64(a), np.float64(b), np.float64(old), float(jnp.finfo(b.dtype).eps)
     size = np.maximum(np.abs(old), np.maximum(np.abs(b), np.abs(b - old)))
-    assert (np.abs(a - b) <= 2 * eps * size).all()
+    assert (np.abs(a - b) <= units * eps * size).all()
 
 
-def assert_same_steps(tx, params, grads, steps=3):
+def assert_same_steps(tx, params, grads, steps=3, units=2):
     state = tx.init(params)
     fused = jax.jit(lambda p, g, s: apply_fused(tx, p, g, s))
     expected = jax.jit(lambda p, g, s: plain(tx, p, g, s))
@@ -48,7 +50,7 @@ def assert_same_steps(tx, params, grads, steps=3):
         old = params
         new, new_state = fused(params, grads, state)
         params, state = expected(params, grads, state)
-        jax.tree.map(assert_two_ulp, new, params, old)
+        jax.tree.map(functools.partial(assert_within, units), new, params, old)
         for a, b in zip(jax.tree.leaves(new_state), jax.tree.leaves(state), strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -66,8 +68,9 @@ def test_kernels_write_the_parameters_that_their_updates_lead_to(name, dtypes):
     tx = optax.chain(
         optax.clip_by_global_norm(1.0), getattr(optax_lamblion, name)(1e-2, weight_decay=0.1)
     )
+    # A kernel's direction and the factor on it are good to four units more: eight roundings.
     with interpreted():
-        assert_same_steps(tx, *problem(*map(jnp.dtype, dtypes)), steps=2)
+        assert_same_steps(tx, *problem(*map(jnp.dtype, dtypes)), steps=2, units=6)
 
 
 WRAPPERS = {

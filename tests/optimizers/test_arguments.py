@@ -122,9 +122,10 @@ def test_every_option_is_in_the_table():
     tested = {c.label.split("-")[0] for c in CHANGES if c.argument == "options"}
     fields = {field.name for field in dataclasses.fields(StateOptions)}
     # On a CPU, naming the implementation changes nothing, see below. Nor does it change a step
-    # where its state is, see `test_paged_state`. Stacks have tests of their own, and so do meshes.
+    # where its state is, see `test_paged_state`. Stacks have tests of their own, and so do meshes
+    # and the count of skipped elements.
     paging = {"page_min_size", "page_bytes", "pages_in_flight", "device_budget"}
-    assert fields == tested | {"implementation", "stacked", "norm_axes"} | paging
+    assert fields == tested | {"implementation", "stacked", "norm_axes", "count_skipped"} | paging
 
 
 @every()
@@ -201,6 +202,7 @@ def test_state_options_have_the_documented_defaults():
         stacked=None,
         norm_axes=None,
         implementation=None,
+        count_skipped=False,
         page_min_size=100_000,
         page_bytes=2**25,
         pages_in_flight=2,

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from optax_lamblion import StateOptions, _leaf, _stream, apply_fused
+from optax_lamblion import StateOptions, _stream, apply_fused
+from pallas_kernels import dispatch
 from tests.kernels.interpreted import interpreted
 from tests.optimizers import problem
 from tests.variants import VARIANTS, every
@@ -191,15 +192,15 @@ def fault(monkeypatch):
         raise Fault("a page fault")
 
     calls = []
-    step = _leaf.STEPS["step"]
+    step = dispatch.step
 
-    def failing(spec, g, *rest, **kwargs):
-        calls.append(g)
+    def failing(leaf):
+        calls.append(g := leaf.g)
         if len(calls) == 3:
             g = jax.pure_callback(fail, jax.ShapeDtypeStruct(g.shape, g.dtype), g)
-        return step(spec, g, *rest, **kwargs)
+        return step(leaf.replace(g=g))
 
-    monkeypatch.setitem(_leaf.STEPS, "step", failing)
+    monkeypatch.setattr(dispatch, "step", failing)
     monkeypatch.setattr(_stream, "run", jax.jit(_stream.run.__wrapped__, static_argnums=0))
 
 

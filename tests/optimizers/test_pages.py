@@ -7,7 +7,7 @@ import pytest
 
 from optax_lamblion import _pages
 from optax_lamblion._pages import Extent
-from pallas_kernels.pieces import CUTTABLE, GRAIN
+from pallas_kernels.arithmetic.pieces import CUTTABLE, GRAIN
 
 IN_FLIGHT = 2
 # Of what is asked for, a page may use three quarters, as one more is on its way out, less an

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from optax_lamblion import StateOptions, apply_fused, lamb, lamb8bit, lion8bit
-from pallas_kernels.pieces import CUTTABLE, GRAIN
+from pallas_kernels.arithmetic.pieces import CUTTABLE, GRAIN
 from tests.kernels.interpreted import interpreted
 from tests.variants import VARIANTS, optax_lamb
 

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from optax_lamblion import StateOptions, scale_by_lamb, scale_by_lion
 from pallas_kernels import codecs, dequantize
-from pallas_kernels.dither import Dither, even_digits_for
+from pallas_kernels.arithmetic.dither import Dither, even_digits_for
 
 DOCS = Path(__file__).parents[2] / "docs"
 

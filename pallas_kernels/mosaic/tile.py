@@ -15,8 +15,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.pieces import GRAIN, Piece
-from pallas_kernels.places import Place
+from pallas_kernels.arithmetic.pieces import GRAIN, Piece
+from pallas_kernels.arithmetic.shards import Place
 
 _WARPS, _LANES = 4, 32
 PER_THREAD = 32
@@ -78,6 +78,23 @@ def why_not_blocks(block_size):
     return f"there are kernels for block sizes {sizes}, not for {given}"
 
 
+_DTYPES = (jnp.float32, jnp.bfloat16, jnp.float16, jnp.uint8)
+
+
+def why_not_array(x, block_size, *dtypes):
+    """Why there are no kernels for an array and further ones of these dtypes, or None."""
+    if reason := why_not_blocks(block_size):
+        return reason
+    for dtype in (x.dtype, *dtypes):
+        if dtype not in _DTYPES:
+            return f"there are kernels for float32, bfloat16 and float16, not for {dtype}"
+    if x.size < TILE:
+        return f"an array of fewer than {TILE} elements does not fill a kernel"
+    if x.size % block_size and x.size >= 2**31:
+        return f"from 2**31 elements on the block size has to divide their number, {x.size}"
+    return None
+
+
 def cut(size, block, dtypes, per_thread=PER_THREAD):
     """Cuts a leaf whose arrays have these dtypes, with so many elements of a tile in a thread."""
     # A thread reads 16 bytes at once, at most, and of the widest array just these: so neighbouring
@@ -106,12 +123,14 @@ class _Rows:
         return jnp.max(jnp.abs(x).view(jnp.int32), axis=1).view(jnp.float32)
 
     def sum(self, x):
-        """The sum over all rows."""
+        """The sum over all rows, of numbers that are not negative."""
         return self.total(self.row_sums(x))
 
     def row_sums(self, x):
-        """The sum of every row."""
-        return jnp.sum(x, axis=1)
+        """The sum of every row, of numbers that are not negative."""
+        # Of magnitudes: XLA's CPU compiler leaves a plain sum to a library, along with what computes
+        # its terms, and that undoes the addition by which codes are rounded.
+        return lax.reduce(x, jnp.zeros((), x.dtype), lambda total, y: total + jnp.abs(y), (1,))
 
     def total(self, x):
         """The sum of one value for every row."""
@@ -151,6 +170,10 @@ class Tile(_Rows):
     def max(self, x):
         """As of all rows. The instruction for it keeps a NaN."""
         return super().max(x) if self._interpret else jnp.max(x, axis=1)
+
+    def row_sums(self, x):
+        """As of all rows."""
+        return super().row_sums(x) if self._interpret else jnp.sum(x, axis=1)
 
     def load(self, ref):
         """The elements, from a reference to a tensor as `as_rows` returns it."""

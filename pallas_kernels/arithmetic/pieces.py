@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.blocks import as_rows
+from pallas_kernels.arithmetic.blocks import as_rows
 
 GRAIN = 2**16
 """Elements."""

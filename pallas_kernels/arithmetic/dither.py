@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.hashing import mix
-from pallas_kernels.places import Place
+from pallas_kernels.arithmetic.hashing import mix
+from pallas_kernels.arithmetic.shards import Place
 
 STRIDES = (0x9E3779B9, 0x91E10DA5, 0xD1B54A33)
 """`a` of every slot, in units of 2**-32: 1/phi, 1/rho**2 and 1/psi, where phi, rho and psi are the
@@ -74,7 +74,7 @@ def even_digits(rule, s):
     First moments: `even_digits_for` their decay. Second moments: the fewest, as one that falls by
     the clock falls too soon, and a step divides by its root.
     """
-    pairs = zip(rule.slots, rule.decays(s), strict=True)
+    pairs = zip(rule.slots, rule.decays(s.own), strict=True)
     return tuple(
         jnp.uint32(FEWEST) if slot.second_moment else even_digits_for(decay)
         for slot, decay in pairs

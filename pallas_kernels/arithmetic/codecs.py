@@ -9,7 +9,7 @@ Like the ladders, they use only `jax.numpy` operations that also exist inside GP
 
 import jax.numpy as jnp
 
-from pallas_kernels.ladders import ROUND, Codec, dynamic, power
+from pallas_kernels.arithmetic.ladders import ROUND, Codec, dynamic, power
 
 
 def decode(codec, codes, dtype=jnp.float32):

@@ -12,96 +12,108 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels import step as shared
-from pallas_kernels.codecs import as_bytes, encode
+from pallas_kernels.arithmetic import step as shared
+from pallas_kernels.arithmetic.codecs import as_bytes, encode
+from pallas_kernels.leaf import StoredSlot
 
 SKIPPED, UPDATE, PARAM = range(3)
 """The sums that a first pass leaves: elements that it skipped, and squares for the trust ratio."""
 
 
-class State(NamedTuple):
-    """Slots of a leaf as kernels see them: arrays or references."""
+class Context(NamedTuple):
+    """What every body is given."""
 
-    codes: tuple[Any, ...]
-    absmaxes: tuple[Any, ...]
+    spec: shared.Spec
+    tile: Any
+    s: Any
+    dither: Any
 
 
-def step_body(spec, tile, s, dither, read, written, out, sums):
+def step_body(at: Context, read, written, out, sums):
     """New moments, and parameters that have made their step."""
-    state = written["state"]
+    spec, tile, s, _ = at
 
     def write(step):
         tile.store(written["p"], (given.p + step).astype(written["p"].dtype))
 
     def finish(new, _):
-        if spec.rule.from_old:
-            write(shared.signed_step(spec, given.mixed, new.usable, given.p, s))
-        stored = _store_moments(spec, tile, dither, new, state)
-        if not spec.rule.from_old:
-            write(s.step_size * _direction(spec, tile, *stored, new.usable, given.p, s))
+        if spec.rule.reads == "old":
+            write(shared.update(spec, given.direction, new.usable, given.p, s))
+        stored = _store_moments(at, new, written["state"])
+        if spec.rule.reads == "new":
+            direction = _direction(at, given.g, *stored)
+            write(shared.update(spec, direction, new.usable, given.p, s))
         _count(tile, new, sums)
 
-    given = _load(spec, tile, s, read["g"], written["p"], state)
-    _by_usability(spec, tile, s, given, finish)
+    given = _load(at, read["g"], written["p"], written["state"])
+    _by_usability(at, given, finish)
 
 
-def signs_body(spec, tile, s, dither, read, written, out, sums):
+def signs_body(at: Context, read, written, out, sums):
     """New moments, and the signs of the step."""
-    state = written["state"]
+    spec, tile, _, _ = at
 
     def finish(new, _):
-        tile.store(out["signs"], shared.signs(given.mixed, new.usable))
-        _store_moments(spec, tile, dither, new, state)
+        if spec.rule.reads == "old":
+            tile.store(out["signs"], shared.signs(given.direction, new.usable))
+        stored = _store_moments(at, new, written["state"])
+        if spec.rule.reads == "new":
+            direction = _direction(at, given.g, *stored)
+            tile.store(out["signs"], shared.signs(direction, new.usable))
         _count(tile, new, sums)
 
-    given = _load(spec, tile, s, read["g"], read["p"], state)
-    _by_usability(spec, tile, s, given, finish)
+    given = _load(at, read["g"], read["p"], written["state"])
+    _by_usability(at, given, finish)
 
 
-def moments_body(spec, tile, s, dither, read, written, out, sums):
+def moments_body(at: Context, read, written, out, sums):
     """New moments, the sums of squares of direction and parameters, and what was skipped."""
-    state = written["state"]
+    spec, tile, s, _ = at
 
     def finish(new, squares_of_p):
-        stored = _store_moments(spec, tile, dither, new, state)
-        direction = _rough_direction(spec, tile, *stored, new.usable, given.p, s)
+        stored = _store_moments(at, new, written["state"])
+        direction = _rough_direction(at, given.g, *stored)
+        direction = shared.decayed(spec, direction, new.usable, given.p, s)
         sums[tile.number, UPDATE] = tile.sum(direction * direction)
         sums[tile.number, PARAM] = squares_of_p
         _count(tile, new, sums)
 
-    given = _load(spec, tile, s, read["g"], read["p"], state)
-    _by_usability(spec, tile, s, given, finish, tile.row_sums(given.p * given.p))
+    given = _load(at, read["g"], read["p"], written["state"])
+    _by_usability(at, given, finish, tile.row_sums(given.p * given.p))
 
 
-def apply_body(spec, tile, s, dither, read, written, out, sums):
+def apply_body(at: Context, read, written, out, sums):
     """Parameters that have made their step, from the new moments."""
-    state = State(*_load_state(tile, read["state"]))
+    spec, tile, s, _ = at
+    slots = _load_slots(tile, read["state"])
     p = tile.load(written["p"]).astype(jnp.float32)
 
-    def apply(usable):
-        direction = _direction(spec, tile, state, None, usable, p, s)
-        tile.store(written["p"], (p + s.step_size * direction).astype(written["p"].dtype))
+    def apply(g, usable):
+        step = shared.update(spec, _direction(at, g, slots), usable, p, s)
+        tile.store(written["p"], (p + step).astype(written["p"].dtype))
 
     def guarded():
         g = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
-        apply(shared.usable(spec, g))
+        apply(g, shared.usable(spec, g))
 
     if read["sums"] is None:
         guarded()
         return
     # The gradient need not be read where all of it was usable.
-    tile.shortcut(read["sums"][tile.number, SKIPPED] == 0, lambda: apply(None), guarded)
+    all_usable = read["sums"][tile.number, SKIPPED] == 0
+    tile.shortcut(all_usable, lambda: apply(None, None), guarded)
 
 
 class _Given(NamedTuple):
-    """What a first pass reads of a tile, decoded; `old` as for `step.moments`."""
+    """What a first pass reads of a tile, decoded."""
 
     g: Any
     p: Any
     old: Callable
+    """As for `step.moments`."""
     absmaxes: Any
-    mixed: Any
-    """What the step is the sign of; None if it is of none."""
+    direction: Any
+    """What the step is made from, of a rule that reads old slots; else None."""
 
 
 class _New(NamedTuple):
@@ -112,31 +124,38 @@ class _New(NamedTuple):
     usable: Any
 
 
-def _load(spec, tile, s, g, p, state):
+def _load(at, g, p, slots):
+    spec, tile, s, _ = at
     g = tile.load(g).astype(jnp.float32)
     p = None if p is None else tile.load(p).astype(jnp.float32)
-    codes, absmaxes = _load_state(tile, state)
+    slots = _load_slots(tile, slots)
 
     def old(factors):
         # Not to the last bit, which would take registers that a thread does not have.
-        factors = factors or (1.0,) * len(codes)
-        scales = tuple(map(tile.spread, shared.scales(spec, absmaxes, factors)))
-        return shared.decode_slots(spec, codes, scales, jnp.float32, exactly=False)
+        factors = factors or (1.0,) * len(slots)
+
+        def decoded(i, slot, factor):
+            scale = tile.spread(shared.scale_times(spec, i, slot.absmax, factor))
+            return shared.decode_times(spec, i, slot.values, scale)
+
+        pairs = enumerate(zip(slots, factors, strict=True))
+        return tuple(decoded(i, *pair) for i, pair in pairs)
 
     g = shared.gradient(spec, g, p, s)
-    mixed = spec.rule.direction(g, old(None), s) if spec.rule.from_old else None
-    return _Given(g, p, old, absmaxes, mixed)
+    direction = shared.direction(spec, g, old(None), s) if spec.rule.reads == "old" else None
+    return _Given(g, p, old, tuple(slot.absmax for slot in slots), direction)
 
 
-def _load_state(tile, state):
-    return tuple(map(tile.load, state.codes)), tuple(map(tile.load_blocks, state.absmaxes))
+def _load_slots(tile, slots):
+    return tuple(StoredSlot(tile.load(x.values), tile.load_blocks(x.absmax)) for x in slots)
 
 
-def _by_usability(spec, tile, s, given, finish, of_rows=0.0):
+def _by_usability(at, given, finish, of_rows: Any = 0.0):
     """Calls `finish` with the new moments, in the way that a tile needs, and the sum of `of_rows`.
 
     `of_rows` are numbers for every row, not negative: there is one sum for them and the question.
     """
+    spec, tile, s, _ = at
 
     def moments(usable):
         values = shared.moments(spec, given.g, usable, given.old, s)
@@ -165,44 +184,47 @@ def _count(tile, new, sums):
         sums[tile.number, SKIPPED] = skipped
 
 
-def _store_moments(spec, tile, dither, new, state):
-    """Writes the new moments of a tile. Returns them as a `State`, and roots that are at hand."""
+def _store_moments(at, new, refs):
+    """Writes the new moments of a tile. Returns them as slots, and roots that are at hand."""
+    spec, tile, _, dither = at
     # Mosaic finds no layout for numbers that nothing is made of, and searches without end.
     dithered = any(codec.dithered for codec in spec.codecs)
     numbers = tile.blocks(dither.place) if dithered else None
     prepared = shared.prepared(spec, new.absmaxes, dither, numbers)
     stored, roots = [], []
-    columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, state.codes, strict=True)
-    for slot, codec, value, of_blocks, codes_ref in columns:
+    columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, refs, strict=True)
+    for slot, codec, value, of_blocks, ref in columns:
         of_elements = tuple(map(tile.spread, of_blocks or ()))
         codes, root = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
-        tile.store(codes_ref, as_bytes(codes))
+        tile.store(ref.values, as_bytes(codes))
         stored.append(codes)
         roots.append(root if slot.second_moment else None)
-    for ref, absmax in zip(state.absmaxes, new.absmaxes, strict=True):
-        tile.store_blocks(ref, absmax)
-    return State(tuple(stored), new.absmaxes), tuple(roots)
+    for ref, absmax in zip(refs, new.absmaxes, strict=True):
+        tile.store_blocks(ref.absmax, absmax)
+    return tuple(map(StoredSlot, stored, new.absmaxes)), tuple(roots)
 
 
 # A division is eight instructions. These are fewer, by logarithms.
 
 
-def _direction(spec, tile, state, roots, usable, p, s):
+def _direction(at, g, slots, roots=None):
     """The direction, of which the logarithm's error is corrected by the remainder."""
+    spec, tile, s, _ = at
 
     def divide(a, b):
         reciprocal = jnp.exp2(-jnp.log2(b))
         quotient = a * reciprocal
         return quotient + (a - b * quotient) * reciprocal
 
-    scales = tuple(map(tile.spread, shared.scales_for_step(spec, state.codes, state.absmaxes, s)))
-    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32, roots)
-    return shared.direction(spec, stored, usable, p, s, divide=divide)
+    scales = tuple(map(tile.spread, shared.new_scales(spec, slots, s)))
+    values = shared.decode_new(spec, slots, scales, jnp.float32, roots)
+    return shared.direction(spec, g, values, s, divide)
 
 
-def _rough_direction(spec, tile, state, roots, usable, p, s):
+def _rough_direction(at, g, slots, roots):
     """The direction but for some 1e-6, which is nothing to a norm."""
-    first, *others = shared.scales_for_step(spec, state.codes, state.absmaxes, s)
+    spec, tile, s, _ = at
+    first, *others = shared.new_scales(spec, slots, s)
     if spec.rule.is_quotient:  # of which the scale can be a part
         log, first = tile.spread(jnp.log2(first)), None  # pyright: ignore[reportArgumentType]
     else:
@@ -212,5 +234,5 @@ def _rough_direction(spec, tile, state, roots, usable, p, s):
         return a * jnp.exp2(log - jnp.log2(b))
 
     scales = first, *map(tile.spread, others)
-    stored = shared.decode_for_step(spec, state.codes, scales, jnp.float32, roots)
-    return shared.direction(spec, stored, usable, p, s, divide=divide)
+    values = shared.decode_new(spec, slots, scales, jnp.float32, roots)
+    return shared.direction(spec, g, values, s, divide)

@@ -6,7 +6,7 @@ out, a thread works out once for a row of 32 elements or so.
 
 import jax.numpy as jnp
 
-from pallas_kernels.ladders import TINY, Climbed, dynamic, inverse, is_nearest, round_to
+from pallas_kernels.arithmetic.ladders import TINY, Climbed, dynamic, inverse, is_nearest, round_to
 
 _EIGHTH_UNIT = 255.0**-8
 

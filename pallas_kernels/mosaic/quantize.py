@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.blocks import absmax_shape, as_rows
-from pallas_kernels.codecs import as_bytes, decode, encode, storable
-from pallas_kernels.hashing import uniform_at
-from pallas_kernels.kernel_ladders import for_kernel
-from pallas_kernels.ladders import NEAREST
-from pallas_kernels.mosaic_launch import Small, run_leaf
-from pallas_kernels.mosaic_tile import cut
+from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows
+from pallas_kernels.arithmetic.codecs import as_bytes, decode, encode, storable
+from pallas_kernels.arithmetic.hashing import uniform_at
+from pallas_kernels.mosaic.ladders import for_kernel
+from pallas_kernels.arithmetic.ladders import NEAREST
+from pallas_kernels.mosaic.launch import Small, run_leaf
+from pallas_kernels.mosaic.tile import cut
 
 
 def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):

@@ -1,0 +1,1 @@
+"""Steps and quantization as Pallas kernels on the Mosaic GPU backend, for NVIDIA GPUs."""

@@ -1,0 +1,1 @@
+"""Steps and quantization in plain `jax.numpy`: for every device, and the reference for kernels."""

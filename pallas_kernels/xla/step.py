@@ -1,0 +1,244 @@
+"""The step in plain `jax.numpy`: for every device, and the reference for the kernels.
+
+Written for what XLA makes of it. Elementwise work stays in the parameter's own shape, because XLA
+writes a result over a donated operand only where their indices agree. And the stages that read the
+old state are kept before the stage that overwrites it, with `optimization_barrier`: otherwise XLA
+saves itself with a copy of the state. (For a float32 slot only the CPU needs that: on a GPU XLA
+writes direction and slot in one pass.)
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.lax import optimization_barrier, platform_dependent, pmax
+
+from pallas_kernels.arithmetic import step as shared
+from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows, block_absmax, spread
+from pallas_kernels.arithmetic.codecs import as_bytes, encode
+from pallas_kernels.arithmetic.dtypes import compute_dtype, promote
+from pallas_kernels.arithmetic.pieces import squares
+from pallas_kernels.leaf import Halfway, Leaf, Stepped, StoredSlot
+
+
+def why_not(leaf: Leaf) -> str | None:
+    """Why it cannot step a leaf: it always can."""
+    return None
+
+
+def step(leaf: Leaf) -> Stepped:
+    """One optimizer step of one leaf, or of a piece of one by a rule without a trust ratio."""
+    given = _given(leaf)
+    out, stored = _new_state(given)
+    if leaf.spec.rule.reads == "old":
+        if leaf.spec.emit != "params":  # and else nothing is left for stage 3
+            out = shared.update_from_signs(leaf.spec, out, given.out_dtype, given.p, given.s)
+    elif not leaf.spec.rule.ratio:
+        direction = _direction(given, stored)
+        out = shared.update(leaf.spec, direction, given.usable, given.p, given.s)
+        out = _emitted(given, out)
+    else:
+        direction = _decayed_direction(given, stored)
+        ratio = shared.ratio(_sums(given, direction, by_grains=True), given.s)
+        if any(slot.coded for slot in stored):
+            # It takes fewer bytes to decode twice than to keep a direction in between.
+            ratio, stored_again = optimization_barrier((ratio, stored))
+            direction = _decayed_direction(given, stored_again)
+        out = _scaled(given, direction, ratio)
+    return Stepped(_returned(leaf, out), _in_state(leaf, stored), _skipped(given))
+
+
+# ------------------------------------------- a step with a trust ratio, on either side of the norms
+
+
+def moments(leaf: Leaf) -> Halfway:
+    """The new state of a leaf of which other devices have parts, or of a piece."""
+    given = _given(leaf)
+    _, stored = _new_state(given)
+    direction = _decayed_direction(given, stored)
+    if leaf.piece is None:
+        # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
+        sums = _sums(given, direction, by_grains=False)
+    else:
+        sums = jnp.stack([squares(given.p), squares(direction)], 1)
+    return Halfway(_in_state(leaf, stored), sums, skipped=_skipped(given))
+
+
+def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
+    """What a leaf makes of its new state, which is in its slots: updates or parameters.
+
+    `ratio` is its trust ratio; what a kernel knows of its `tiles` is not needed here.
+    """
+    given = _given(leaf)
+    if leaf.piece is None:
+        # By itself: along with the first pass, XLA would keep a direction in memory between them.
+        slots, ratio = optimization_barrier((given.slots, ratio))
+    else:
+        slots, ratio = given.slots, leaf.piece.by_rows(ratio)
+    direction = _decayed_direction(given, slots)
+    return _returned(leaf, _scaled(given, direction, ratio.astype(given.dtype)))
+
+
+# ------------------------------------------------------------------------------- parts of a step
+
+
+class _Given(NamedTuple):
+    """What a step is given, in the dtype it computes in: of a piece, in the form of its view."""
+
+    spec: shared.Spec
+    g: Any
+    usable: Any
+    p: Any
+    slots: tuple[StoredSlot, ...]
+    s: Any
+    dither: Any
+    first: Any
+    """The number of the first block of a piece."""
+    dtype: Any
+    out_dtype: Any
+
+
+def _given(leaf):
+    spec, g, p, slots, s, first = leaf.spec, leaf.g, leaf.param, leaf.slots, leaf.scalars, None
+    if (piece := leaf.piece) is not None:
+        slots, first = tuple(_view(slot, leaf, piece.block) for slot in slots), piece.first_block
+        if s.grad_scale is not None:
+            s = s._replace(grad_scale=piece.by_rows(s.grad_scale))
+        g, p = piece.of(g), piece.of(p)
+    out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
+    dtype = compute_dtype(out_dtype)
+    if p is not None and spec.emit == "params":
+        out_dtype = p.dtype
+    s = s.astype(dtype).prepared(spec.rule)
+    # Of a product of scalars XLA's CPU compiler can make a multiply-add, and then not of the sum's
+    # other product: which one would depend on the shape.
+    s = s._replace(own=platform_dependent(s.own, cpu=optimization_barrier, default=_same))
+    g, p = g.astype(dtype), None if p is None else p.astype(dtype)
+    g = shared.gradient(spec, g, p, s)
+    usable = shared.usable(spec, g)
+    return _Given(spec, g, usable, p, slots, s, leaf.dither, first, dtype, out_dtype)
+
+
+def _view(slot, leaf, block):
+    """A slot of a piece as rows of blocks, or flat, as `Piece.of` shows gradient and parameter."""
+    values = slot.values
+    values = as_rows(values, block) if leaf.g.size % block == 0 else values.reshape(-1)
+    absmax = slot.absmax
+    return StoredSlot(
+        values, None if absmax is None else absmax.reshape(absmax_shape(values.shape, block))
+    )
+
+
+def _in_state(leaf, slots):
+    """Slots as those of a leaf are: the scales of a piece are flat."""
+    if leaf.start is None:
+        return slots
+    return tuple(
+        StoredSlot(x.values, None if x.absmax is None else x.absmax.reshape(-1)) for x in slots
+    )
+
+
+def _returned(leaf, out):
+    return out if leaf.start is None else leaf.piece.put(leaf.target, out)
+
+
+def _skipped(given):
+    return jnp.sum(~given.usable, dtype=jnp.float32) if given.spec.count_skipped else None
+
+
+def _emitted(given, update):
+    if given.spec.emit == "params":
+        update = given.p + update
+    return update.astype(given.out_dtype)
+
+
+def _direction(given, stored):
+    values = shared.load_new(given.spec, stored, given.s, given.dtype)
+    return shared.direction(given.spec, given.g, values, given.s)
+
+
+def _decayed_direction(given, stored):
+    direction = _direction(given, stored)
+    return shared.decayed(given.spec, direction, given.usable, given.p, given.s)
+
+
+def _sums(given, direction, *, by_grains):
+    arrays = given.p, direction
+    return jnp.stack([shared.sum_of_squares(given.spec, x, by_grains) for x in arrays], -1)
+
+
+def _scaled(given, direction, ratio):
+    direction = shared.by_layer(ratio, direction) * direction
+    return _emitted(given, given.s.step_size * direction)
+
+
+def _new_state(given):
+    """`(out, slots)`; by a rule that reads the old slots, `out` is what comes of them."""
+    spec, s, old = given.spec, given.s, given.slots
+    # Stage 1, from the old state: the new scales, and a direction that needs the old slots.
+    values = shared.load(spec, old, given.dtype)
+    out = None
+    if spec.rule.reads == "old":
+        direction = shared.direction(spec, given.g, values, s)
+        if spec.emit == "params":
+            out = _emitted(given, shared.update(spec, direction, given.usable, given.p, s))
+        else:
+            out = shared.signs(direction, given.usable)
+    new_absmaxes = tuple(
+        _absmax(spec, new) if slot.coded else None
+        for new, slot in zip(_moments(given, values), old, strict=True)
+    )
+    stage = out, new_absmaxes, old
+    any_coded = any(slot.coded for slot in old)
+    if any_coded:
+        stage = optimization_barrier(stage)
+    else:
+        stage = platform_dependent(stage, cpu=optimization_barrier, default=_same)
+    out, new_absmaxes, old = stage
+    # Worked out block by block, not once more for every element.
+    prepared = optimization_barrier(_prepared(given, new_absmaxes))
+
+    # Stage 2, the old state is overwritten.
+    new = _moments(given, shared.load(spec, old, given.dtype))
+    stored = _store(spec, new, old, new_absmaxes, prepared)
+    # The barrier makes XLA read the codes in stage 3, instead of what it computed them from.
+    if any_coded and spec.rule.reads == "new":
+        stored = optimization_barrier(stored)
+    return out, stored
+
+
+def _moments(given, values):
+    def old(factors):
+        return shared.times(values, factors)
+
+    return shared.moments(given.spec, given.g, given.usable, old, given.s)
+
+
+def _absmax(spec, x):
+    absmax = block_absmax(x, spec.block_size)
+    return pmax(absmax, spec.absmax_axes) if spec.absmax_axes else absmax
+
+
+def _same(x):
+    return x
+
+
+def _prepared(given, absmaxes):
+    """`step.prepared` for the blocks of a leaf, or of a piece."""
+    shape = next((a.shape for a in absmaxes if a is not None), ())
+    numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, given.first)
+    return shared.prepared(given.spec, absmaxes, given.dither, numbers.reshape(shape))
+
+
+def _store(spec, values, old, absmaxes, prepared):
+    """Values as slots, in the precision that the slots have."""
+    stored = []
+    columns = zip(spec.rule.slots, spec.codecs, values, old, absmaxes, prepared, strict=True)
+    for slot, codec, value, before, absmax, of_blocks in columns:
+        if before.coded:
+            shape = before.values.shape
+            of_elements = tuple(spread(y, shape, spec.block_size) for y in of_blocks)
+            codes, _ = encode(codec, value, of_elements, keep_nonzero=slot.second_moment)
+            value = as_bytes(codes)
+        stored.append(StoredSlot(value.astype(before.values.dtype), absmax))
+    return tuple(stored)
