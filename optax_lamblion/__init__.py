@@ -1,33 +1,54 @@
-"""Lion and LAMB for JAX with 8-bit state, as Optax gradient transformations."""
+"""Lion, LAMB and AdamW for JAX with 8-bit state, as Optax gradient transformations."""
 
+from optax_lamblion._adamw import (
+    adamw,
+    adamw8bit,
+    adamw32bit,
+    paged_adamw,
+    paged_adamw8bit,
+    paged_adamw32bit,
+    scale_by_adam,
+)
 from optax_lamblion._bitsandbytes.export import to_bitsandbytes
 from optax_lamblion._bitsandbytes.load import from_bitsandbytes
 from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
 from optax_lamblion._conversion import convert_state, restore_target
 from optax_lamblion._fused import apply_fused
-from optax_lamblion._lamb import lamb, lamb8bit, lamb32bit, scale_by_lamb
-from optax_lamblion._lion import lion, lion8bit, lion32bit, scale_by_lion
-from optax_lamblion._options import StateOptions
-from optax_lamblion._paged import (
+from optax_lamblion._lamb import (
+    lamb,
+    lamb8bit,
+    lamb32bit,
     paged_lamb,
     paged_lamb8bit,
     paged_lamb32bit,
+    scale_by_lamb,
+)
+from optax_lamblion._lion import (
+    lion,
+    lion8bit,
+    lion32bit,
     paged_lion,
     paged_lion8bit,
     paged_lion32bit,
+    scale_by_lion,
 )
+from optax_lamblion._options import StateOptions
 from optax_lamblion._report import StateReport, state_report
 from optax_lamblion._sharding import state_sharding
-from optax_lamblion._state import LambState, LionState
+from optax_lamblion._state import AdamState, LambState, LionState
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AdamState",
     "ClipByPercentileState",
     "LambState",
     "LionState",
     "StateOptions",
     "StateReport",
+    "adamw",
+    "adamw32bit",
+    "adamw8bit",
     "apply_fused",
     "clip_by_percentile",
     "convert_state",
@@ -38,6 +59,9 @@ __all__ = [
     "lion",
     "lion32bit",
     "lion8bit",
+    "paged_adamw",
+    "paged_adamw32bit",
+    "paged_adamw8bit",
     "paged_lamb",
     "paged_lamb32bit",
     "paged_lamb8bit",
@@ -45,6 +69,7 @@ __all__ = [
     "paged_lion32bit",
     "paged_lion8bit",
     "restore_target",
+    "scale_by_adam",
     "scale_by_lamb",
     "scale_by_lion",
     "state_report",

@@ -1,29 +1,28 @@
 """LAMB by name, with its moments in 32 or 8 bits."""
 
-from typing import Any
-
 import optax
+from jax.typing import ArrayLike
 
 from optax_lamblion._checks import check_bool, check_learning_rate
-from optax_lamblion._options import StateOptions
+from optax_lamblion._options import Mask, StateOptions
 from optax_lamblion._state import LambState
 from optax_lamblion._transform import Settings, make
 from pallas_kernels.arithmetic.rules import LAMB, LAMB_AMSGRAD
 
 
 def lamb(
-    learning_rate: Any = 1e-3,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    mask: Any = None,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
     *,
     bias_correction: bool = True,
     amsgrad: bool = False,
     adam_w_mode: bool = True,
-    max_unorm: Any = None,
-    trust_clip: tuple[Any, Any] | None = None,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
     bits: int | None = None,
     min_8bit_size: int | None = None,
     block_wise: bool = True,
@@ -135,18 +134,18 @@ def _build(amsgrad, numbers, **settings):
 
 
 def lamb8bit(
-    learning_rate: Any = 1e-3,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    mask: Any = None,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
     *,
     bias_correction: bool = True,
     amsgrad: bool = False,
     adam_w_mode: bool = True,
-    max_unorm: Any = None,
-    trust_clip: tuple[Any, Any] | None = None,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
@@ -162,40 +161,22 @@ def lamb8bit(
       >>> tx = lamb8bit(1e-3, weight_decay=0.01, trust_clip=(0.0, 10.0))
       >>> state = tx.init(jnp.zeros((64, 256)))
     """
-    return lamb(
-        learning_rate,
-        b1,
-        b2,
-        eps,
-        weight_decay,
-        mask,
-        bias_correction=bias_correction,
-        amsgrad=amsgrad,
-        adam_w_mode=adam_w_mode,
-        max_unorm=max_unorm,
-        trust_clip=trust_clip,
-        bits=8,
-        min_8bit_size=min_8bit_size,
-        block_wise=block_wise,
-        percentile_clipping=percentile_clipping,
-        paged=paged,
-        options=options,
-    )
+    return lamb(**locals(), bits=8)
 
 
 def lamb32bit(
-    learning_rate: Any = 1e-3,
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    mask: Any = None,
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
     *,
     bias_correction: bool = True,
     amsgrad: bool = False,
     adam_w_mode: bool = True,
-    max_unorm: Any = None,
-    trust_clip: tuple[Any, Any] | None = None,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
     min_8bit_size: int | None = None,
     block_wise: bool = True,
     percentile_clipping: int | None = None,
@@ -211,39 +192,21 @@ def lamb32bit(
       >>> tx = lamb32bit(1e-3, eps=1e-6)
       >>> state = tx.init(jnp.zeros((64, 256)))
     """
-    return lamb(
-        learning_rate,
-        b1,
-        b2,
-        eps,
-        weight_decay,
-        mask,
-        bias_correction=bias_correction,
-        amsgrad=amsgrad,
-        adam_w_mode=adam_w_mode,
-        max_unorm=max_unorm,
-        trust_clip=trust_clip,
-        bits=32,
-        min_8bit_size=min_8bit_size,
-        block_wise=block_wise,
-        percentile_clipping=percentile_clipping,
-        paged=paged,
-        options=options,
-    )
+    return lamb(**locals(), bits=32)
 
 
 def scale_by_lamb(
-    b1: Any = 0.9,
-    b2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    mask: Any = None,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
     *,
     bias_correction: bool = True,
     amsgrad: bool = False,
     adam_w_mode: bool = True,
-    max_unorm: Any = None,
-    trust_clip: tuple[Any, Any] | None = None,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
     bits: int | None = None,
     min_8bit_size: int | None = None,
     block_wise: bool = True,
@@ -275,3 +238,103 @@ def scale_by_lamb(
         paged=paged,
         options=options,
     )
+
+
+def paged_lamb(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
+    bits: int | None = None,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LAMB with its moments in host memory, in 32 or 8 bits.
+
+    Takes the steps of `lamb`, to the last bit; see there for the equations and arguments, and
+    `paged_lion` for what paging does. A leaf whose state is larger than a page has to be read
+    twice, because its trust ratio is known only when all of it has been stepped once:
+    `StateOptions.device_budget` keeps such leaves on the device first.
+
+    State:
+      `LambState`, of which leaves that are paged have the memory kind `pinned_host`: 8 bytes per
+      parameter in 32 bits, 2 + 8/256 in 8.
+
+    Raises:
+      ValueError: As `paged_lion`; and what `lamb` raises.
+
+    Examples:
+      >>> tx = paged_lamb(1e-3, bits=8, weight_decay=0.01)
+      >>> state = tx.init({"large": jnp.zeros((1024, 256)), "small": jnp.zeros(256)})
+      >>> {name: x.sharding.memory_kind for name, x in state.nu.items()}
+      {'large': 'pinned_host', 'small': 'device'}
+    """
+    return lamb(**locals(), paged=True)
+
+
+def paged_lamb8bit(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LAMB with 8-bit moments in host memory: 2.031 bytes per parameter there.
+
+    See `lamb` for the equations and arguments, and `paged_lamb` for what paging does.
+
+    Examples:
+      >>> tx = paged_lamb8bit(1e-3, weight_decay=0.01, trust_clip=(0.0, 10.0))
+      >>> state = tx.init(jnp.zeros((1024, 256)))
+    """
+    return lamb(**locals(), bits=8, paged=True)
+
+
+def paged_lamb32bit(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    max_unorm: optax.ScalarOrSchedule | None = None,
+    trust_clip: tuple[ArrayLike, ArrayLike] | None = None,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LAMB with float32 moments in host memory: 8 bytes per parameter there.
+
+    See `lamb` for the equations and arguments, and `paged_lamb` for what paging does.
+
+    Examples:
+      >>> tx = paged_lamb32bit(1e-3, eps=1e-6)
+      >>> state = tx.init(jnp.zeros((1024, 256)))
+    """
+    return lamb(**locals(), bits=32, paged=True)

@@ -11,14 +11,14 @@ from jax.core import Tracer
 from optax_lamblion._destination import fetch, put
 from optax_lamblion._layout import Layout, layout_of
 from optax_lamblion._placement import is_traced
-from optax_lamblion._state import LambState, LionState
+from optax_lamblion._state import STATES
 from optax_lamblion._trees import path_string
 from pallas_kernels import dequantize, quantize
 from pallas_kernels.arithmetic.blocks import absmax_shape
-from pallas_kernels.arithmetic.rules import LAMB_AMSGRAD
+from pallas_kernels.arithmetic.rules import ADAM_AMSGRAD
 
-SLOTS = {slot.name: slot for slot in LAMB_AMSGRAD.slots}
-"""Every slot that a state may have; Lion's only one is the first of LAMB's."""
+SLOTS = {slot.name: slot for slot in ADAM_AMSGRAD.slots}
+"""Every slot that a state may have; Lion's only one is the first of Adam's."""
 
 
 class Stored(NamedTuple):
@@ -50,8 +50,8 @@ class Source(NamedTuple):
 
 
 def is_ours(node) -> bool:
-    """Whether it is a state of Lion or LAMB."""
-    return isinstance(node, LionState | LambState)
+    """Whether it is the state of an optimizer of this package."""
+    return isinstance(node, STATES)
 
 
 def fill(like, source, layout):

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optax_lamblion._clipping import ClipByPercentileState
 from optax_lamblion._placement import KIND, abstract_state, memory_kind
 from optax_lamblion._splits import Split, axes_of, fits, split_for, warn_of_cuts
-from optax_lamblion._state import LambState, LionState
+from optax_lamblion._state import STATES
 from optax_lamblion._trees import path_string
 from pallas_kernels.arithmetic.blocks import BLOCK_SIZES, absmax_shape
 
@@ -105,7 +105,7 @@ def shardings_of(state, params, shardings=None, over=()):
     return out
 
 
-_OURS = (LionState, LambState, ClipByPercentileState)
+_OURS = (*STATES, ClipByPercentileState)
 
 
 class _Param(NamedTuple):

@@ -74,6 +74,24 @@ class LambState(NamedTuple):
     skipped: Any = None
 
 
+class AdamState(NamedTuple):
+    """The state of an AdamW optimizer: what `LambState` is for LAMB."""
+
+    count: Any
+    mu: Any
+    mu_absmax: Any = None
+    nu: Any = None
+    nu_absmax: Any = None
+    nu_max: Any = None
+    nu_max_absmax: Any = None
+    gnorm_history: Any = None
+    layout: Any = None
+    skipped: Any = None
+
+
+STATES = LionState, LambState, AdamState
+
+
 class Form(NamedTuple):
     """An array of a fresh state."""
 
