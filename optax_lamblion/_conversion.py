@@ -22,9 +22,10 @@ def convert_state(state, params, tx) -> Any:
     right form and place already is passed on as it is, without a copy.
 
     Args:
-      state: The state of Lion or LAMB, with that of the transformations around it: as the optimizer
-        returned it, or as Orbax or `flax.serialization` restored it. Also one of `optax.lion` and
-        `optax.lamb` (`optax.scale_by_lion` and `optax.scale_by_adam`).
+      state: The state of Lion, LAMB or AdamW, with that of the transformations around it: as the
+        optimizer returned it, or as Orbax or `flax.serialization` restored it. Also one of
+        `optax.lion`, `optax.lamb` and `optax.adamw` (`optax.scale_by_lion` and
+        `optax.scale_by_adam`).
       params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state goes
         where `state_sharding` says; if they are on one device, to that.
       tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.

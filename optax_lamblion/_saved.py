@@ -125,16 +125,16 @@ class Saved:
         found = {x for x in found if x.startswith(f"{prefix}/")} or found
         if len(found) != 1:
             raise ValueError(
-                f"There is no state of Lion or LAMB {_at(prefix)} of what was saved, which has "
-                f"{first_names(list(self._left)) or 'no arrays'}. Pass the state of the optimizer, "
-                "with the transformations around it that `tx` has."
+                f"There is no state of Lion, LAMB or AdamW {_at(prefix)} of what was saved, which "
+                f"has {first_names(list(self._left)) or 'no arrays'}. Pass the state of the "
+                "optimizer, with the transformations around it that `tx` has."
             )
         (only,) = found
         if self._exact:
             raise ValueError(
-                f"What was saved has its state of Lion or LAMB {_at(only)}, and this optimizer has "
-                f"it {_at(prefix)}. Restore what was saved without a target, and convert that: "
-                "`convert_state(restored, params, tx)`."
+                f"What was saved has its state of Lion, LAMB or AdamW {_at(only)}, and this "
+                f"optimizer has it {_at(prefix)}. Restore what was saved without a target, and "
+                "convert that: `convert_state(restored, params, tx)`."
             )
         return only
 

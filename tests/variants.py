@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import optax_lamblion
-from optax_lamblion import LambState, LionState, StateOptions
+from optax_lamblion import AdamState, LambState, LionState, StateOptions
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,7 +40,17 @@ class Variant:
     @property
     def slots(self):
         """The names of the moments that the state holds."""
-        return ("mu",) if self.family == "lion" else ("mu", "nu")
+        return ("mu", "nu") if "nu" in self.state_type._fields else ("mu",)
+
+    @property
+    def takes_signs(self):
+        """Whether its steps are signs."""
+        return self.family == "lion"
+
+    @property
+    def has_ratio(self):
+        """Whether a trust ratio scales its steps."""
+        return self.family == "lamb"
 
     def __call__(self, **overrides):
         """The transformation, with some arguments replaced."""
@@ -61,46 +71,56 @@ def small_pages(options=None):
     return dataclasses.replace(options or StateOptions(), page_min_size=1000)
 
 
-def optax_lamb(**kwargs):
-    """`optax.lamb`, which cannot run under strict dtype promotion, made to."""
-    tx = optax.lamb(**kwargs)
+def promoting(factory):
+    """An optimizer of Optax that cannot run under strict dtype promotion, made to."""
 
-    def update(updates, state, params=None):
-        with jax.numpy_dtype_promotion("standard"):
-            return tx.update(updates, state, params)
+    def make(**kwargs):
+        tx = factory(**kwargs)
 
-    return optax.GradientTransformation(tx.init, update)
+        def update(updates, state, params=None):
+            with jax.numpy_dtype_promotion("standard"):
+                return tx.update(updates, state, params)
+
+        return optax.GradientTransformation(tx.init, update)
+
+    return make
 
 
-_LION = dict(
-    family="lion",
-    oracle=optax.lion,
-    state_type=LionState,
-    kwargs=dict(learning_rate=3e-3, weight_decay=1e-2),
-)
-_LAMB = dict(
-    family="lamb",
-    oracle=optax_lamb,
-    state_type=LambState,
-    kwargs=dict(learning_rate=1e-3, weight_decay=1e-2),
-)
+optax_lamb = promoting(optax.lamb)
 
+
+_FAMILIES = {
+    "lion": dict(
+        oracle=optax.lion,
+        state_type=LionState,
+        kwargs=dict(learning_rate=3e-3, weight_decay=1e-2),
+    ),
+    "lamb": dict(
+        oracle=optax_lamb,
+        state_type=LambState,
+        kwargs=dict(learning_rate=1e-3, weight_decay=1e-2),
+    ),
+    "adamw": dict(
+        oracle=promoting(optax.adamw),
+        state_type=AdamState,
+        kwargs=dict(learning_rate=1e-3, weight_decay=1e-2),
+    ),
+}
 _PAGED = dict(paged=True, can=frozenset({"vmap"}))
 
-VARIANTS = (
-    Variant("lion", bits=32, **_LION),
-    Variant("lion8bit", bits=8, **_LION),
-    Variant("lion32bit", bits=32, **_LION),
-    Variant("paged_lion", bits=32, **_LION, **_PAGED),
-    Variant("paged_lion8bit", bits=8, **_LION, **_PAGED),
-    Variant("paged_lion32bit", bits=32, **_LION, **_PAGED),
-    Variant("lamb", bits=32, **_LAMB),
-    Variant("lamb8bit", bits=8, **_LAMB),
-    Variant("lamb32bit", bits=32, **_LAMB),
-    Variant("paged_lamb", bits=32, **_LAMB, **_PAGED),
-    Variant("paged_lamb8bit", bits=8, **_LAMB, **_PAGED),
-    Variant("paged_lamb32bit", bits=32, **_LAMB, **_PAGED),
+VARIANTS = tuple(
+    Variant(f"{prefix}{family}{bits}bit", family, bits, **shared, **placed)
+    for family, shared in _FAMILIES.items()
+    for prefix, placed in (("", {}), ("paged_", _PAGED))
+    for bits in (8, 32)
 )
+
+ALIASES = {
+    f"{prefix}{family}": f"{prefix}{family}32bit"
+    for prefix in ("", "paged_")
+    for family in _FAMILIES
+}
+"""Names without bits, and what they are: `test_arguments` shows that they are the same."""
 
 
 def every(condition=lambda v: True):

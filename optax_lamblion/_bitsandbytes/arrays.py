@@ -6,7 +6,7 @@ parameter by its number, and `param_groups`, a list of settings. What slots mean
 **Order.** A slot has the strides that its parameter had before the first step; bitsandbytes makes
 the parameter itself contiguous then. On a GPU it goes by place in memory: to the parameter's
 element `i` belongs the slot's `i`-th number there, whatever its index is. Its CPU build, which
-Lion and LAMB have since 0.50, goes by the index. Where the strides of a slot are not those of a
+these optimizers have since 0.50, goes by the index. Where the strides of a slot are not those of a
 contiguous tensor, the two differ.
 
 This file and `files` are tested with PyTorch and without JAX, under Python 3.11: they
@@ -24,6 +24,9 @@ QUANT_STATE = "__bnb_optimizer_quant_state__"
 
 SLOTS = ("state1", "state2")
 """What has the shape of its parameter, which may be that of a single number."""
+
+CAP_NORM = "unorm_vec"
+"""What an optimizer keeps whose steps have a capped norm. Of those with two slots that is LAMB."""
 
 ORDERS = ("storage", "logical")
 

@@ -57,7 +57,8 @@ def to_bitsandbytes(
     nodes = [x for x in jax.tree.leaves(state, is_leaf=is_ours) if isinstance(x, LionState)]
     if not nodes:
         raise ValueError(
-            "There is no state of Lion in `state`, and bitsandbytes' LAMB is another optimizer."
+            "There is no state of Lion in `state`, and no other optimizer is exported: what "
+            "bitsandbytes calls LAMB is another one, and AdamW has no export yet."
         )
     leaves = {path: (node, x) for node in nodes for path, x in stored_leaves(node).items()}
     if sorted(names) != sorted(leaves):

@@ -1,4 +1,4 @@
-"""Checkpoints of bitsandbytes' Lion and LAMB, and what becomes of them here."""
+"""Checkpoints of bitsandbytes' Lion, LAMB and AdamW, and what becomes of them here."""
 
 import os
 import warnings
@@ -29,11 +29,12 @@ def from_bitsandbytes(
     block_size: int | None = None,
     allow_missing: bool = False,
 ) -> Any:
-    """The state of an optimizer from a checkpoint of bitsandbytes' Lion or LAMB.
+    """The state of an optimizer from a checkpoint of bitsandbytes' Lion, LAMB, Adam or AdamW.
 
-    Reads what any version of `bitsandbytes.optim` saved of Lion and LAMB, and of the Adam family,
-    whose state is that of LAMB: in 8 or 32 bits, nested or flat, in blocks of 256 or 2048 elements
-    or with one scale per tensor, by the maps of codes in the file. With
+    Reads what any version of `bitsandbytes.optim` saved of them, paged or not: in 8 or 32 bits,
+    nested or flat, in blocks of 256 or 2048 elements or with one scale per tensor, by the maps of
+    codes in the file. LAMB, Adam and AdamW keep the same moments, so `tx` says which of them goes
+    on: `adamw8bit` for Adam and AdamW, whose steps are the same over there. With
     `StateOptions(codec="dynamic")` and the block size of the checkpoint, every code becomes the one
     that has its value here, and scales keep their bits; otherwise moments are decoded and stored as
     `tx` keeps them.
@@ -42,7 +43,7 @@ def from_bitsandbytes(
       checkpoint: A file, `.pt` (needs PyTorch; nothing in it is executed) or `.safetensors`; or
         what `optimizer.state_dict()` returned, with tensors of PyTorch or NumPy's arrays.
       params: Parameters, or their `jax.ShapeDtypeStruct`.
-      tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
+      tx: The transformation that is to go on: an `adamw8bit`, or a chain with one in it.
       names: Which parameter is which: paths such as `"encoder/kernel"` in the order in which
         bitsandbytes' optimizer got its parameters, which is that of `model.named_parameters()` as a
         rule; or a mapping from their numbers in the checkpoint (or names, where it has names) to

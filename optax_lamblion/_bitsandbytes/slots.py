@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_lamblion._bitsandbytes.arrays import slots_of
+from optax_lamblion._bitsandbytes.arrays import CAP_NORM, slots_of
 from optax_lamblion._layout import Layout
 from pallas_kernels.arithmetic.blocks import BLOCK_SIZES, absmax_shape
 from pallas_kernels.arithmetic.codecs import decode, get_codec
@@ -24,7 +24,7 @@ _BLOCK_SIZES = (256, 2048)  # of 0.44 and later, and before
 _KNOWN = {"step", "gnorm_vec"} | {
     f"{name}{i}" for name in ("state", "qmap", "absmax", "max") for i in (1, 2)
 }
-_SCRATCH = {"unorm_vec", "new_max1", "new_max2"}
+_SCRATCH = {CAP_NORM, "new_max1", "new_max2"}
 
 
 class Moment(NamedTuple):
@@ -74,14 +74,14 @@ def unpack(where, entry, names, block_size) -> Entry:
     unknown = sorted(map(str, entry.keys() - _KNOWN - _SCRATCH))
     if unknown:
         raise ValueError(
-            f"`{where}` has {unknown[0]!r}, which bitsandbytes' Lion and LAMB do not save. Is this "
-            "the checkpoint of another optimizer?"
+            f"`{where}` has {unknown[0]!r}, which bitsandbytes' Lion, LAMB and AdamW do not save. "
+            "Is this the checkpoint of another optimizer?"
         )
     needed = [MOMENTS[name] for name in names]
     if "state2" in entry and "state2" not in needed:
         raise ValueError(
-            f"`{where}` has `state2`, a second moment, which Lion does not keep. It is from LAMB "
-            "or Adam: pass a `tx` with `lamb` in it."
+            f"`{where}` has `state2`, a second moment, which Lion does not keep. It is from "
+            "AdamW, Adam or LAMB: pass a `tx` with `adamw` or `lamb` in it."
         )
     step = _get(where, entry, "step")
     if not isinstance(step, int):

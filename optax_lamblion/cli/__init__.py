@@ -18,7 +18,7 @@ _COMMANDS = {
     "memory": "optimizer state in bytes for a model, and what a training step needs",
     "info": "what is installed, which devices there are and which implementation they get",
     "bench": "time one optimizer step against Optax's own",
-    "convert": "checkpoints of bitsandbytes' Lion and LAMB: look into, import, export",
+    "convert": "checkpoints of bitsandbytes: look into, import, export",
 }
 
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="optax-lamblion",
-        description="Lion and LAMB with 8-bit state for JAX: try, size, time and convert them.",
+        description="Lion, LAMB and AdamW for JAX with 8-bit state: try, size, time, convert.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     chosen = next((word for word in arguments if word in _COMMANDS), None)

@@ -24,6 +24,7 @@ from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
 _GROUPS = (
     ("optax.lion", "lion32bit", "lion8bit"),
     ("optax.lamb", "lamb32bit", "lamb8bit"),
+    ("optax.adamw", "adamw32bit", "adamw8bit"),
 )
 _WARM_UP = 3
 

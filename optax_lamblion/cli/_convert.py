@@ -14,7 +14,7 @@ import numpy as np
 import optax_lamblion
 from optax_lamblion import StateOptions
 from optax_lamblion._bitsandbytes import files
-from optax_lamblion._bitsandbytes.arrays import parameter_numbers, slots_of
+from optax_lamblion._bitsandbytes.arrays import CAP_NORM, parameter_numbers, slots_of
 from optax_lamblion.cli._errors import CommandError, require_extra
 from optax_lamblion.cli._output import Table, print_json, print_table
 from pallas_kernels.arithmetic.codecs import CODEC_NAMES
@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--order",
         choices=["storage", "logical"],
         help="how slots are ordered that are not contiguous (found out, if not given)",
+    )
+    parser.add_argument(
+        "--optimizer",
+        choices=["lion", "lamb", "adamw"],
+        help="that is to go on with the state; Adam goes on as adamw (found out, if not given)",
     )
     parser.add_argument("--bits", type=int, choices=[8, 32], help="of the state that is written")
     parser.add_argument("--codec", choices=CODEC_NAMES, default="dynamic", help="of its codes")
@@ -165,7 +170,7 @@ def _imported(args, checkpoint, names):
         raise CommandError(
             f"'{args.source}' has no `state1` for some parameter: no state to import."
         )
-    family = "lamb" if any("state2" in entry for _, entry in _entries(checkpoint)) else "lion"
+    family = args.optimizer or _family(args, checkpoint)
     bits = args.bits or (8 if any(x.dtype == np.uint8 for x in moments) else 32)
     options = StateOptions(block_size=args.block_size, codec=args.codec)
     called = dict(zip(parameter_numbers(checkpoint), names, strict=False))
@@ -189,6 +194,22 @@ def _imported(args, checkpoint, names):
         adapt=adapt,
     )
     return state, f"{factory.__name__}({given if bits == 8 else ''})"
+
+
+def _family(args, checkpoint):
+    """The optimizer that a state is of, by what is kept."""
+    entries = [entry for _, entry in _entries(checkpoint)]
+    if not any("state2" in entry for entry in entries):
+        return "lion"
+    # LAMB and Adam are one class over there, and their groups hold the same settings. But the norm
+    # that caps a step of LAMB has a place in the state.
+    capped = {CAP_NORM in entry for entry in entries}
+    if len(capped) > 1:
+        raise CommandError(
+            f"'{args.source}' has `{CAP_NORM}`, which LAMB keeps and Adam does not, for some "
+            "parameters only. Pass `--optimizer lamb` or `--optimizer adamw`."
+        )
+    return "lamb" if capped == {True} else "adamw"
 
 
 def _transposer(patterns):

@@ -126,21 +126,27 @@ def _step_bytes(row: OptimizerRow, setting: Setting, on_host: int) -> int:
 
 def _per_parameter_on_cpu(row: OptimizerRow, itemsize: int) -> float:
     """Bytes for each parameter, as compiled for CPUs."""
-    if row.family == "lion" and row.ours:
-        return 12 / StateOptions().block_size if row.bits == 8 else 0  # three numbers for a block
-    if row.family == "lamb" and row.ours:
+    rule = row.rule
+    if not row.ours:
+        if rule.ratio:
+            return 8  # direction and updates in float32
+        return itemsize if rule.form == "sign" else 0  # updates, or nothing
+    if rule.ratio:
         # Partial sums of norms; and of 32-bit moments the direction in float32.
         return 0.6 if row.bits == 8 else 4.54
-    # Updates; direction and updates in float32; nothing.
-    return {"lion": itemsize, "lamb": 8, "adamw": 0}[row.family]
+    # Three numbers for a block of each slot.
+    return 12 * len(rule.slots) / StateOptions().block_size if row.bits == 8 else 0
 
 
 def _leaves_on_gpu(row: OptimizerRow, itemsize: int) -> int:
     """How many arrays of the size of the largest leaf, as compiled for an H200."""
-    if row.family == "lamb" and row.ours:
-        # Kernels make the direction twice. XLA keeps it, and in float32 mostly another array.
-        return 0 if row.bits == 8 or itemsize < 4 else 2
-    return {"lion": 0, "lamb": 1, "adamw": 1}[row.family]
+    rule = row.rule
+    if not row.ours:
+        return 0 if rule.form == "sign" else 1
+    if not rule.ratio:
+        return 0  # a step is one pass, by a kernel or by XLA
+    # Kernels make the direction twice. XLA keeps it, and in float32 mostly another array.
+    return 0 if row.bits == 8 or itemsize < 4 else 2
 
 
 def _itemsize(dtype: str) -> int:

@@ -15,9 +15,8 @@ from optax_lamblion.cli._quantities import parse_bytes, parse_count
 from optax_lamblion.demo import shapes
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
 
-# These are 32-bit unless asked otherwise, so they would only repeat a row.
-_REPEATED = ("lion", "lamb", "paged_lion", "paged_lamb")
-_SHOWN = [row for row in OPTIMIZERS.values() if row.name not in _REPEATED]
+# Without bits in their name they are 32-bit, so they would only repeat a row.
+_SHOWN = [row for row in OPTIMIZERS.values() if not row.ours or row.name.endswith("bit")]
 _DTYPES = ["float32", "bfloat16", "float16"]
 # Of these any one asks for the table of a training step.
 _TRAINING = ("grad_dtype", "master", "devices", "device_memory", "platform")

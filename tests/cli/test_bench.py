@@ -14,6 +14,9 @@ def test_json_compares_each_family_with_optax(run_cli):
         "optax.lamb": "optax.lamb",
         "lamb32bit": "optax.lamb",
         "lamb8bit": "optax.lamb",
+        "optax.adamw": "optax.adamw",
+        "adamw32bit": "optax.adamw",
+        "adamw8bit": "optax.adamw",
     }
     assert found["optax.lion"]["ratio"] == 1
     assert all(row["median_ms"] > 0 and row["ratio"] > 0 for row in found.values())

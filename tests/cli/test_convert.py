@@ -9,7 +9,14 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from optax_lamblion import convert_state, from_bitsandbytes, lion8bit
+from optax_lamblion import (
+    AdamState,
+    StateOptions,
+    adamw8bit,
+    convert_state,
+    from_bitsandbytes,
+    lion8bit,
+)
 from optax_lamblion._bitsandbytes import files
 from optax_lamblion.cli import main
 from tests.interop import loading, problem
@@ -72,11 +79,53 @@ def test_imports_can_be_turned_and_stored_in_another_way(tmp_path):
     }
 
 
-def test_lamb_is_found_by_its_second_moment(capsys, tmp_path):
+def test_lamb_is_found_by_the_norm_that_it_keeps(capsys, tmp_path):
     source = str(loading.FOLDER / "lamb32bit.safetensors")
     assert main(["convert", source, str(tmp_path / "state")]) == 0
     assert "lamb32bit()" in capsys.readouterr().out
     assert set(restore(tmp_path / "state")["nu"]) == {"0", "1"}
+
+
+@pytest.fixture
+def adam(tmp_path):
+    """A file as of AdamW, which is that of LAMB without the norm; for all but some parameters."""
+
+    def write(keep=()):
+        checkpoint = loading.read("lamb8bit")
+        for number in checkpoint["state"].keys() - set(keep):
+            del loading.slots(checkpoint, number)["unorm_vec"]
+        files.write(tmp_path / "adam.safetensors", checkpoint)
+        return str(tmp_path / "adam.safetensors")
+
+    return write
+
+
+def test_two_moments_without_that_norm_are_of_adamw(capsys, tmp_path, adam):
+    assert main(["convert", adam(), str(tmp_path / "state")]) == 0
+    assert 'adamw8bit(options=StateOptions(block_size=256, codec="dynamic"))' in (
+        capsys.readouterr().out
+    )
+    p = {str(i): jnp.zeros(problem.SHAPES[x]) for i, x in enumerate(loading.NAMES["lamb8bit"])}
+    tx = adamw8bit(options=StateOptions(codec="dynamic"))
+    found = convert_state(restore(tmp_path / "state"), p, tx)
+    saved = loading.slots(loading.read("lamb8bit"))
+    assert isinstance(found, AdamState)
+    assert loading.same_bits(found.nu["0"], saved["state2"])
+
+
+def test_the_optimizer_that_goes_on_can_be_named(capsys, tmp_path, adam):
+    for optimizer in ("lamb", "adamw"):
+        words = ["convert", adam(), str(tmp_path / optimizer), "--optimizer", optimizer]
+        assert main(words) == 0
+        assert f"{optimizer}8bit(" in capsys.readouterr().out
+
+
+def test_what_cannot_be_told_apart_has_to_be_named(capsys, tmp_path, adam):
+    message = error(capsys, adam(keep=[1]), tmp_path / "state")
+    assert "--optimizer lamb" in message and message.count("\n") == 1
+    assert not (tmp_path / "state").exists()
+    assert main(["convert", adam(keep=[1]), str(tmp_path / "x"), "--optimizer", "adamw"]) == 0
+    assert "`adamw` or `lamb`" in error(capsys, adam(), tmp_path / "y", "--optimizer", "lion")
 
 
 def test_an_export_is_the_file_that_was_imported(capsys, tmp_path, names):

@@ -99,6 +99,7 @@ def test_the_step_of_kernels_needs_nothing_where_optax_keeps_the_largest_leaf():
     for dtype, itemsize in [("float32", 4), ("bfloat16", 2)]:
         assert claim("lion8bit", model, dtype=dtype).step_bytes == 0
         assert claim("lamb8bit", model, dtype=dtype).step_bytes == 0
+        assert claim("adamw8bit", model, dtype=dtype).step_bytes == 0
         assert claim("optax.lamb", model, dtype=dtype).step_bytes == itemsize * 5000 * 1024
 
 
@@ -112,7 +113,9 @@ def test_a_master_copy_is_what_is_stepped():
     assert found.total_bytes == sum([2 * COUNT, 4 * COUNT, 2 * COUNT, found.state_bytes])
 
 
-@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit", "optax.adamw", "paged_lion8bit"])
+@pytest.mark.parametrize(
+    "name", ["lion8bit", "lamb8bit", "adamw8bit", "optax.adamw", "paged_lion8bit"]
+)
 def test_every_device_has_its_part(name):
     tx, axes = optimizer(name), PartitionSpec("d")
     mesh = jax.make_mesh((8,), ("d",), axis_types=(AxisType.Auto,))

@@ -14,10 +14,11 @@ def test_json_names_versions_devices_and_implementations(run_cli):
     assert found["versions"]["optax-lamblion"] == optax_lamblion.__version__
     assert len(found["devices"]) == jax.local_device_count()
     assert {row["optimizer"] for row in found["optimizers"]} == {
-        "lion", "lion8bit", "lion32bit", "lamb", "lamb8bit", "lamb32bit",
-        "paged_lion", "paged_lion8bit", "paged_lion32bit",
-        "paged_lamb", "paged_lamb8bit", "paged_lamb32bit",
-    }  # fmt: skip
+        f"{prefix}{family}{bits}"
+        for prefix in ("", "paged_")
+        for family in ("lion", "lamb", "adamw")
+        for bits in ("", "8bit", "32bit")
+    }
     assert all(row["implementation"] and row["reason"] for row in found["optimizers"])
 
 

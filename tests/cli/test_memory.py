@@ -39,12 +39,16 @@ def test_json_reports_every_variant(run_cli):
             "optax.adamw": 8,
             "lion32bit": 4,
             "lamb32bit": 8,
+            "adamw32bit": 8,
             "lion8bit": 1 + 4 / 256,
             "lamb8bit": 2 + 8 / 256,
+            "adamw8bit": 2 + 8 / 256,
             "paged_lion32bit": 4,
             "paged_lamb32bit": 8,
+            "paged_adamw32bit": 8,
             "paged_lion8bit": 1 + 4 / 256,
             "paged_lamb8bit": 2 + 8 / 256,
+            "paged_adamw8bit": 2 + 8 / 256,
         },
         abs=5e-3,
     )
@@ -77,7 +81,7 @@ def test_named_models_print_a_table(run_cli, model):
     status, out, _ = run_cli("memory", "--model", model)
     assert status == 0
     assert model in out
-    assert all(name in out for name in ("optax.adamw", "lion8bit", "lamb8bit", "GiB"))
+    assert all(name in out for name in ("optax.adamw", "lion8bit", "lamb8bit", "adamw8bit", "GiB"))
 
 
 def test_half_precision_parameters_do_not_change_the_8bit_state(run_cli):
@@ -209,7 +213,7 @@ def test_notes_say_what_the_numbers_leave_out(run_cli, option):
 
 @pytest.mark.parametrize("size", [*(f"--model={name}" for name in MODELS), "--params=1e12"])
 def test_tables_are_no_wider_than_100_columns(run_cli, size):
-    few = ["--optimizer=paged_lamb32bit"]  # the longest name, and the largest state
+    few = ["--optimizer=paged_adamw32bit"]  # the longest name, and the largest state
     for more in [[], ["--dtype=bfloat16", "--master", "--device-memory=24GiB", "--devices=1024"]]:
         _, out, _ = run_cli("memory", size, *few, *more)
         assert max(map(len, out.splitlines())) <= 100
@@ -219,11 +223,11 @@ def test_terminals_of_100_columns_show_whole_names(run_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     _, out, _ = run_cli(
-        "memory", "--model=llama-70b", "--optimizer=paged_lamb32bit", "--device-memory=24GiB"
+        "memory", "--model=llama-70b", "--optimizer=paged_adamw32bit", "--device-memory=24GiB"
     )
     lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
     (header,) = (line for line in lines if line.split()[:1] == ["optimizer"])
-    (row,) = (line for line in lines if line.split()[:1] == ["paged_lamb32bit"])
+    (row,) = (line for line in lines if line.split()[:1] == ["paged_adamw32bit"])
     assert header.count("GiB") == 7
     assert len(row.split()) == 8
     assert len(row) <= 100

@@ -10,17 +10,20 @@ import jax.numpy as jnp
 
 import pallas_kernels
 from pallas_kernels.arithmetic import rules
-from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither
 from pallas_kernels.arithmetic.step import Spec
+from pallas_kernels.mosaic import step as mosaic
 from tests.deviceless.cases import Case, case, ours
+from tests.steps import on_arrays, scalars_of
 
 SHAPE = (4096, 4096)  # whole tiles: no rows over
 RAGGED = (4099, 1000)
 HUGE = (2**23 + 48, 256)  # more than 2**31 elements
-RULES = {"lion": rules.LION, "lamb": rules.LAMB, "lamb_amsgrad": rules.LAMB_AMSGRAD}
+RULES = {x.name: x for x in (rules.LION, rules.ADAM, rules.LAMB, rules.LAMB_AMSGRAD)}
+COUNTED = "lion", "adam", "lamb"
+"""Of these rules instructions are counted, and every target and every size of blocks compiled."""
 BF16, F32, F16 = jnp.bfloat16, jnp.float32, jnp.float16
 BLOCK_SIZES = (32, 64, 128, 512, 1024)
 DTYPES = {"bf16": (BF16, BF16), "f32": (F32, F32), "f32-bf16": (F32, BF16), "f16": (F16, F16)}
@@ -34,7 +37,7 @@ def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, sha
     spec = Spec(rule, codecs, block, decay, emit)
     array = jax.ShapeDtypeStruct
     number = array((), jnp.uint32)
-    scalars = rules.Scalars(*(None if x is None else array((), F32) for x in rules.Scalars()))
+    scalars = jax.tree.map(lambda _: array((), F32), scalars_of(rule, bias_correction=False))
     arguments = (
         array(shape, g),
         array(shape, p),
@@ -44,7 +47,7 @@ def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, sha
         Dither(number, number, (number,) * len(rule.slots)),
     )
     donate = (1, 2, 3) if emit == "params" else (0, 2, 3)
-    return Case(functools.partial(mosaic.step, spec), arguments, donate)
+    return Case(functools.partial(on_arrays(mosaic.step), spec), arguments, donate)
 
 
 def _add(name, *arguments, targets=None, **options):
@@ -53,7 +56,7 @@ def _add(name, *arguments, targets=None, **options):
 
 
 # What is counted, and every target has to make of it.
-for _rule in ("lion", "lamb"):
+for _rule in COUNTED:
     for _codec in ("power", "dynamic"):
         _add(f"{_rule}/{_codec}/bf16", _rule, BF16, BF16, codec=_codec)
     _add(f"{_rule}/power/f32, decay", _rule, F32, F32, decay="decoupled")
@@ -67,10 +70,10 @@ for _rule in RULES:
             if _dtypes in ("bf16", "f32"):
                 _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, **_ragged, **ONE)
     _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
-for _block in BLOCK_SIZES:
-    for _dtypes in ("bf16", "f32"):
-        _add(f"lion/{_dtypes}/block {_block}", "lion", *DTYPES[_dtypes], block=_block, **ONE)
-        _add(f"lamb/{_dtypes}/block {_block}", "lamb", *DTYPES[_dtypes], block=_block, **ONE)
+for _rule in COUNTED:
+    for _block in BLOCK_SIZES:
+        for _dtypes in ("bf16", "f32"):
+            _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **ONE)
 
 
 @case("kernel/quantize", targets=("h200",))

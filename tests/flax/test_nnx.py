@@ -83,7 +83,7 @@ def test_jax_jit_donates_what_was_split():
 
 
 # `lion` is `lion32bit` by another name, and so on.
-@every(lambda v: v.name.endswith("bit"))
+@every()
 def test_a_step_without_updates(v):
     model, plain = make(nnx.Optimizer, v())
     twin, fused = make(FusedOptimizer, v())

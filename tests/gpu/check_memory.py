@@ -11,14 +11,17 @@ import numpy as np
 import optax_lamblion
 from optax_lamblion import StateOptions, apply_fused
 from pallas_kernels.arithmetic import rules
-from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.xla import step as xla
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.arithmetic.shards import Place
 from pallas_kernels.arithmetic.step import Spec
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.mosaic.tile import INTERPRET
+from pallas_kernels.xla import step as xla
 from tests import oracles
 from tests.gpu.comparing import CUBE_TIE
 from tests.gpu.records import Skipped
+from tests.steps import on_arrays, scalars_of
 
 MIB = 2**20
 
@@ -115,28 +118,22 @@ def _huge(run, rule):
         free = stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)
         if free < 1.15 * need:
             raise Skipped(f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-    s = rules.Scalars(
-        b1=0.9, one_minus_b1=0.1, b2=0.99, one_minus_b2=0.01, weight_decay=0.1, step_size=-0.125
-    )
-    s = rules.Scalars(*(None if x is None else jnp.float32(x) for x in s))
+    numbers = dict(b1=0.9, b2=0.99, bias_correction=False, weight_decay=0.1, step_size=-0.125)
+    s = jax.tree.map(jnp.float32, scalars_of(rule, **numbers))
     codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
     spec = Spec(rule, codecs, 256, "decoupled", "params")
     dither = Dither(jnp.uint32(3), jnp.uint32(99))
     dither = dither.scrambled(even_digits(rule, s))
-    step = functools.partial(mosaic.step, spec)
-    if run.interpret:
-        from tests.kernels.interpreted import INTERPRET
-
-        step = functools.partial(step, interpret=INTERPRET)
+    step = functools.partial(mosaic.step, interpret=INTERPRET if run.interpret else None)
     make = jax.jit(functools.partial(_make, rule), static_argnums=(1, 2))
     g, p, codes, absmaxes = make(0, rows, columns)
     # The old parameters are a formula, so nothing but one set of them need be kept.
-    step = jax.jit(step, donate_argnums=(1, 2, 3))
+    step = jax.jit(functools.partial(on_arrays(step), spec), donate_argnums=(1, 2, 3))
     p, codes, absmaxes, _ = step(g, p, codes, absmaxes, s, dither)
     del g
 
     part = min(4096, rows)
-    general = jax.jit(functools.partial(xla.step, spec))
+    general = jax.jit(functools.partial(on_arrays(xla.step), spec))
     seen = {"elements": size, "bytes": need}
     most = rows - part
     firsts = sorted({0, most, *(x for x in (2**22 - 8, 2**23 - 2048) if 0 < x < most)})
@@ -145,8 +142,9 @@ def _huge(run, rule):
         given = make(first, part, columns)
         rest = tuple(x[first : first + part] for x in (p, *codes, *absmaxes))
         new_p, new_codes, new_absmaxes = rest[0], rest[1 : 1 + slots], rest[1 + slots :]
-        block = jnp.uint32(first * (columns // 256))
-        expected_p, expected, expected_absmaxes, _ = general(*given, s, dither, block)
+        place = Place((rows, columns), (part, columns), (jnp.uint32(first), None))
+        placed = dither._replace(place=place)
+        expected_p, expected, expected_absmaxes, _ = general(*given, s, placed)
         for i, slot in enumerate(rule.slots):
             a, b = np.asarray(new_absmaxes[i]), np.asarray(expected_absmaxes[i])
             np.testing.assert_allclose(a, b, rtol=2.0**-20, err_msg=f"{slot.name} from row {first}")
@@ -158,19 +156,19 @@ def _huge(run, rule):
             assert differ.mean() <= 4 * CUBE_TIE, f"{slot.name} from row {first}: {differ.sum()}"
         old_p = np.asarray(given[1].astype(jnp.float32), np.float64)
         got_p = np.asarray(new_p.astype(jnp.float32), np.float64)
-        if rule.from_old:
+        if rule.reads == "old":
             want = np.asarray(expected_p.astype(jnp.float32), np.float64)
             off = np.abs(got_p - want) > 2.0**-8 * np.abs(want) + 1e-30
             assert not off.any(), f"{off.sum()} parameters off from row {first}"
         else:
-            # With another norm another step, but along the same direction.
+            # With other codes, or another norm, another step, but along the same direction.
             direction = _direction(spec, given, new_codes, new_absmaxes, s)
             change = got_p - old_p
             cosine = np.sum(change * direction) / np.sqrt(np.sum(change**2) * np.sum(direction**2))
             seen[f"cosine_from_row_{first}"] = float(cosine)
             assert cosine < -0.999, f"from row {first} the step has another direction: {cosine}"
             moved, length = moved + float(np.sum(change**2)), length + float(np.sum(old_p**2))
-    if not rule.from_old and not run.interpret:
+    if rule.ratio and not run.interpret:
         # The identity of LAMB, |dp| = lr |p|; the sampled rows are like all others.
         ratio = math.sqrt(moved / length) / 0.125
         seen["step_over_lr_times_norm"] = ratio
@@ -184,4 +182,4 @@ def _direction(spec, given, codes, absmaxes, s):
         oracles.decode(np.asarray(c), np.asarray(a), 256, "power", slot.signed)
         for c, a, slot in zip(codes, absmaxes, spec.rule.slots, strict=True)
     )
-    return m / (np.sqrt(v) + float(s.eps)) + float(s.weight_decay) * p
+    return m / (np.sqrt(v) + float(s.own.eps)) + float(s.weight_decay) * p

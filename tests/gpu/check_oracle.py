@@ -10,7 +10,7 @@ import functools
 
 from tests.kernels import test_rules_against_oracle as against_oracle
 from tests.kernels.interpreted import interpreted
-from tests.kernels.step_judge import judge_lamb, judge_lion
+from tests.kernels.step_judge import judge_adam, judge_lion
 
 
 def checks(optimizer, run):
@@ -26,6 +26,7 @@ def checks(optimizer, run):
 
 
 lion = functools.partial(checks, "lion8bit")
+adamw = functools.partial(checks, "adamw8bit")
 lamb = functools.partial(checks, "lamb8bit")
 
 
@@ -45,7 +46,7 @@ def _check(name, implementation, run):
             hyper = dataclasses.replace(hyper, **against_oracle.KERNEL)
         if leaf == "undecayed_4d":
             hyper = dataclasses.replace(hyper, weight_decay=0.0)
-        judge = judge_lion if name.startswith("lion") else judge_lamb
+        judge = judge_lion if name.startswith("lion") else judge_adam
         try:
             judge(seen, hyper)
         except AssertionError as error:  # the other leaves have their own story

@@ -11,8 +11,9 @@ import numpy as np
 
 import pallas_kernels
 from pallas_kernels import get_codec
-from pallas_kernels.mosaic import quantize as mosaic_quantize
 from pallas_kernels.arithmetic.hashing import mix, uniform
+from pallas_kernels.mosaic import quantize as mosaic
+from pallas_kernels.mosaic.tile import INTERPRET
 from tests import oracles
 from tests.gpu.comparing import CUBE_TIE, EIGHTH_TIE, ULP
 from tests.kernels.codec_judge import level_error
@@ -52,11 +53,9 @@ def _quantize(run, shape, dtype, block, codec, signed, seed):
     x = jnp.asarray(x, dtype)
     options = dict(block_size=block, codec=codec, signed=signed, seed=seed)
     if run.interpret:
-        from tests.kernels.interpreted import INTERPRET
-
         key = None if seed is None else mix(jnp.uint32(seed))
         codes, absmax = jax.jit(
-            lambda x: mosaic_quantize.quantize(
+            lambda x: mosaic.quantize(
                 x, key, block, get_codec(codec, signed), False, interpret=INTERPRET
             )
         )(x)
@@ -111,10 +110,8 @@ def _dequantize(run, shape, dtype, codec, signed):
     absmax = jnp.asarray(scales, jnp.float32)
     options: dict[str, Any] = dict(codec=codec, signed=signed, dtype=jnp.dtype(dtype))
     if run.interpret:
-        from tests.kernels.interpreted import INTERPRET
-
         x = jax.jit(
-            lambda codes, absmax: mosaic_quantize.dequantize(
+            lambda codes, absmax: mosaic.dequantize(
                 codes, absmax, 256, get_codec(codec, signed), jnp.dtype(dtype), interpret=INTERPRET
             )
         )(codes, absmax)

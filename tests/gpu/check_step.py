@@ -15,12 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.arithmetic import rules
-from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.xla import step as xla
 from pallas_kernels.arithmetic.blocks import as_rows
 from pallas_kernels.arithmetic.pieces import GRAIN
 from pallas_kernels.arithmetic.shards import Place
+from pallas_kernels.leaf import StoredSlot
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.mosaic.tile import INTERPRET
+from pallas_kernels.xla import step as xla
 from tests.gpu import comparing
+from tests.steps import leaf_of, on_arrays, scalars_of
 
 TILES = (4096, 4096)
 FLAT = (50001, 77)
@@ -37,12 +40,11 @@ DTYPES = (  # of parameters and gradients
 )
 EMITS = ("params", "updates")
 POISON = {3: np.nan, 300: np.inf, 301: -np.inf, 700: 1e38, 1500: -1e25, 4096: np.nan}
-LION = rules.Scalars(
-    b1=0.9, one_minus_b1=0.1, b2=0.99, one_minus_b2=0.01, weight_decay=0.1, step_size=-(2.0**-7)
-)
-LAMB = rules.Scalars(
-    debias1=1 / (1 - 0.9**5), debias2=1 / (1 - 0.999**5), weight_decay=0.01, step_size=-(2.0**-7)
-)
+NUMBERS = {
+    "sign": dict(b1=0.9, b2=0.99, weight_decay=0.1, step_size=-(2.0**-7)),
+    "value": dict(b1=0.9, b2=0.999, weight_decay=0.01, step_size=-(2.0**-7)),
+}
+"""Of a step, by the form of its rule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,8 @@ class Case:
     @property
     def scalars(self):
         """With numbers that are not dyadic, as users have them."""
-        return (LION if self.rule.from_old else LAMB)._replace(**self.change)
+        numbers = NUMBERS[self.rule.form] | self.change
+        return scalars_of(self.rule, jnp.float32(comparing.STEP), **numbers)
 
     @property
     def name(self):
@@ -112,7 +115,7 @@ def cases(rule):
         yield Case(rule, emit, (50001,), "float32", "float32", block=block)
     yield Case(rule, "params", decay="coupled", change={"grad_scale": 0.37})
     yield Case(rule, "params", (40, 1024), count_skipped=True)
-    if rule.from_old:
+    if not rule.ratio:
         yield Case(rule, "updates", decay=None, has_params=False)
     else:
         yield Case(rule, "params", change={"ratio_scale": 0.5, "ratio_high": 1.0})
@@ -129,9 +132,7 @@ def checks(rule, run):
         if run.interpret and math.prod(case.shape) > 2**17:
             continue
         skipped = (
-            i != (2 if rule.from_old else 5)
-            if run.tiny
-            else run.quick and i % 4 and not case.poison
+            i != (5 if rule.ratio else 2) if run.tiny else run.quick and i % 4 and not case.poison
         )
         if skipped:
             continue
@@ -152,60 +153,53 @@ def checks(rule, run):
 
 
 lion = functools.partial(checks, rules.LION)
+adam = functools.partial(checks, rules.ADAM)
 lamb = functools.partial(checks, rules.LAMB)
 lamb_amsgrad = functools.partial(checks, rules.LAMB_AMSGRAD)
 
 
-def _by_kernels(function, run, *static):
-    """A function of `mosaic`, compiled, or in the interpreter."""
-    if run.interpret:
-        from tests.kernels.interpreted import INTERPRET
-
-        function = functools.partial(function, interpret=INTERPRET)
-    return jax.jit(functools.partial(function, *static))
+def _by_kernels(function, run):
+    """A function of `mosaic`, in the interpreter if a run asks for that."""
+    return functools.partial(function, interpret=INTERPRET if run.interpret else None)
 
 
 def _check(case, run):
     spec, given = comparing.spec(case), comparing.inputs(case)
-    kernel = jax.block_until_ready(_by_kernels(mosaic.step, run, spec)(*given))
-    general = jax.block_until_ready(jax.jit(functools.partial(xla.step, spec))(*given))
+    steps = on_arrays(_by_kernels(mosaic.step, run)), on_arrays(xla.step)
+    kernel, general = (jax.jit(functools.partial(step, spec))(*given) for step in steps)
     return comparing.judge(case, given, kernel, general)
 
 
 def _in_pieces(case, run):
     """A leaf in two pieces, of which the second begins after a grain."""
-    spec, given = comparing.spec(case), comparing.inputs(case)
-    g, p, slots, absmaxes, s, dither = given
-    whole = _by_kernels(mosaic.step, run, spec)(*given)
-    of_whole = [x.reshape(-1) for x in (*whole.slots, *whole.absmaxes)]
+    leaf = leaf_of(comparing.spec(case), *comparing.inputs(case))
+    whole = jax.jit(_by_kernels(mosaic.step, run))(leaf)
+    step = jax.jit(_by_kernels(mosaic.moments if case.rule.ratio else mosaic.step, run))
     skipped = 0.0
     for first, last in ((0, 1), (1, None)):
-        part = slice(first * GRAIN, None if last is None else last * GRAIN)
-        blocks = slice(part.start // case.block, None if last is None else part.stop // case.block)
-        codes = tuple(as_rows(x.reshape(-1)[part], case.block) for x in slots)
-        scales = tuple(a.reshape(-1)[blocks] for a in absmaxes)
-        step = mosaic.moments_piece if spec.rule.trust_ratio else mosaic.step_piece
-        target = () if spec.rule.trust_ratio else (jnp.zeros(g.shape, g.dtype),)
-        arrays = g, p, *target, jnp.int32(first), codes, scales, s, dither
-        made = _by_kernels(step, run, spec)(*arrays)
-        new_codes, new_scales = made[:2] if spec.rule.trust_ratio else made[1:3]
-        for seen, expected, where in zip(
-            (*new_codes, *new_scales),
-            of_whole,
-            [part] * len(slots) + [blocks] * len(slots),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(seen.reshape(-1), expected[where])
-        skipped += float(made[-1])
+
+        def piece(slot, first=first, last=last):
+            part, blocks = (
+                slice(first * n, None if last is None else last * n)
+                for n in (GRAIN, GRAIN // case.block)
+            )
+            values, absmax = slot.values.reshape(-1), slot.absmax.reshape(-1)
+            return StoredSlot(as_rows(values[part], case.block), absmax[blocks])
+
+        slots = tuple(map(piece, leaf.slots))
+        target = jnp.zeros(case.shape, case.g)
+        made = step(leaf.replace(slots=slots, target=target, start=jnp.int32(first)))
+        jax.tree.map(np.testing.assert_array_equal, made.slots, tuple(map(piece, whole.slots)))
+        skipped += float(made.skipped)
     assert skipped == float(whole.skipped)
     return {"elements": math.prod(case.shape)}
 
 
 def _in_shards(case, run):
     """A tensor in shards of whole tiles, divided along both axes."""
-    spec, given = comparing.spec(case), comparing.inputs(case)
-    *arrays, s, dither = given
-    whole = _by_kernels(mosaic.step, run, spec)(*given)
+    leaf = leaf_of(comparing.spec(case), *comparing.inputs(case))
+    step = jax.jit(_by_kernels(mosaic.step, run))
+    whole = step(leaf)
     rows, columns = case.shape[0] // 2, case.shape[1] // 2
     for i, j in itertools.product(range(2), range(2)):
 
@@ -214,8 +208,8 @@ def _in_shards(case, run):
             return x[i * a : (i + 1) * a, j * b : (j + 1) * b]
 
         place = Place(case.shape, (rows, columns), (jnp.uint32(i * rows), jnp.uint32(j * columns)))
-        here = jax.tree.map(shard, tuple(arrays))
-        made = _by_kernels(mosaic.step, run, spec)(*here, s, dither._replace(place=place))
-        expected = jax.tree.map(shard, (whole.slots, whole.absmaxes))
-        jax.tree.map(np.testing.assert_array_equal, (made.slots, made.absmaxes), expected)
+        g, p, slots = jax.tree.map(shard, (leaf.g, leaf.p, leaf.slots))
+        made = step(leaf.replace(g=g, p=p, slots=slots, dither=leaf.dither._replace(place=place)))
+        expected = jax.tree.map(shard, whole.slots)
+        jax.tree.map(np.testing.assert_array_equal, made.slots, expected)
     return {"elements": math.prod(case.shape)}

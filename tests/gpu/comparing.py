@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.arithmetic import rules
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither, even_digits
@@ -24,7 +23,7 @@ from tests.kernels.codec_judge import level_error
 from tests.kernels.step_judge import OPERATIONS, ULP, float64
 
 CUBE_TIE = 1e-3
-"""`kernel_ladders._climb_cubes`: what share of a gap a kernel may be off from where rounding turns.
+"""`mosaic.ladders._climb_cubes`: what share of a gap a kernel may be off from where rounding turns.
 """
 EIGHTH_TIE = 2.0**-12
 """The same of `_climb_eighth_powers`: its logarithm may name the rung beside the one that a value
@@ -34,7 +33,7 @@ STEP, LEAF = 5, "leaf"
 LARGE = 2**22
 """Elements from which on only every sixteenth block is predicted, and whatever differs."""
 DIVISION = 1e-6
-"""Relative, of `mosaic_bodies._divide_roughly`, which a norm is made with."""
+"""Relative, of `mosaic.bodies._rough_direction`, of which a norm is made."""
 
 
 def inputs(case):
@@ -69,8 +68,7 @@ def inputs(case):
         absmaxes.append(jnp.asarray(absmax, jnp.float32))
     with np.errstate(over="ignore"):  # a huge gradient is an infinite one in float16
         g = jnp.asarray(g).astype(case.g)
-    s = case.scalars
-    s = rules.Scalars(*(None if x is None else jnp.float32(x) for x in s))
+    s = jax.tree.map(jnp.float32, case.scalars)
     p = jnp.asarray(p).astype(case.p) if case.has_params else None
     dither = Dither(jnp.uint32(STEP), jnp.uint32(zlib.crc32(LEAF.encode())))
     dither = dither.scrambled(even_digits(case.rule, s))
@@ -92,11 +90,11 @@ def judge(case, given, kernel, general):
     Args:
       case: A `check_step.Case`.
       given: From `inputs`.
-      kernel: What the kernels made of it, `Stepped`.
+      kernel: What the kernels made of it, `tests.steps.Seen`.
       general: What XLA did.
     """
     g, p, slots, absmaxes, s, _ = given
-    s = rules.Scalars(*(None if x is None else float(x) for x in s))
+    s = jax.tree.map(float, s)
     p64 = None if p is None else float64(p)
     gradient = float64(g)
     size = np.abs(gradient)
@@ -119,10 +117,10 @@ def judge(case, given, kernel, general):
     lost = _lost(case, usable)
     for name, step in (("kernel", kernel), ("XLA", general)):
         new = [decoded(i, *x) for i, x in enumerate(zip(step.slots, step.absmaxes, strict=True))]
-        if case.rule.from_old:
+        if case.rule.form == "sign":
             update, bound, free = _lion(case, s, gradient, size, usable, old[0], p64)
         else:
-            update, bound = _lamb(case, s, usable, new, p64, DIVISION * (name == "kernel"))
+            update, bound = _adam(case, s, usable, new, p64, DIVISION * (name == "kernel"))
             free = None
         seen |= _judge_out(case, name, step.out, g, p, p64, update, bound, free, lost)
         skipped = None if step.skipped is None else float(step.skipped)
@@ -135,12 +133,12 @@ def _lost(case, usable):
     """Where a result cannot be a number, because the scale of a block is none."""
     blocks = np.isin(oracles.block_of(usable.size, case.block), case.lost).reshape(usable.shape)
     # Without a norm the trust ratio is none, which nobody is to overlook.
-    return blocks & usable if case.rule.from_old else np.full(usable.shape, bool(case.lost))
+    return np.full(usable.shape, bool(case.lost)) if case.rule.ratio else blocks & usable
 
 
 def _moments(case, s, gradient, size, usable, old):
     """`(slot, new value, its error)` of each slot, before it is rounded to codes."""
-    found = []
+    found, own = [], s.own
 
     def error(i, b, part):
         exact = level_error(case.codec, case.rule.slots[i].signed) + ULP
@@ -150,17 +148,19 @@ def _moments(case, s, gradient, size, usable, old):
         # Where the gradient is not usable the old value is kept; both have the error of its level.
         found.append((case.rule.slots[i], np.where(usable, new, old[i]), bound))
 
-    if case.rule.from_old:
-        add(0, s.one_minus_b2 * gradient + s.b2 * old[0], error(0, s.b2, s.one_minus_b2 * size))
+    if case.rule.form == "sign":
+        mu = own.one_minus_b2 * gradient + own.b2 * old[0]
+        add(0, mu, error(0, own.b2, own.one_minus_b2 * size))
         return found
-    add(0, s.one_minus_b1 * gradient + s.b1 * old[0], error(0, s.b1, s.one_minus_b1 * size))
-    nu = s.one_minus_b2 * gradient**2 + s.b2 * old[1]
-    nu_error = error(1, s.b2, s.one_minus_b2 * size**2)
+    mu = own.one_minus_b1 * gradient + own.b1 * old[0]
+    add(0, mu, error(0, own.b1, own.one_minus_b1 * size))
+    nu = own.one_minus_b2 * gradient**2 + own.b2 * old[1]
+    nu_error = error(1, own.b2, own.one_minus_b2 * size**2)
     add(1, nu, nu_error)
     if len(old) == 3:
-        largest = np.maximum(old[2], nu * s.debias2)
+        largest = np.maximum(old[2], nu * own.debias2)
         kept = (level_error(case.codec, False) + ULP) * old[2]
-        add(2, largest, np.maximum(kept, s.debias2 * nu_error + 2 * ULP * largest))
+        add(2, largest, np.maximum(kept, own.debias2 * nu_error + 2 * ULP * largest))
     return found
 
 
@@ -194,7 +194,7 @@ def _judge_slot(case, i, slot, value, error, kernel, general):
     u = 0.5
     if case.codec != "dynamic":
         # Digits of second moments are scrambled the most, whatever their decay.
-        decay = 0.0 if slot.second_moment else case.rule.decays(case.scalars)[i]
+        decay = 0.0 if slot.second_moment else case.rule.decays(case.scalars.own)[i]
         u = oracles.dither(STEP, LEAF, i, (absmax.size,), 1, decay)[blocks]
     value, error, codes, expected = (x.reshape(-1)[at] for x in (value, error, codes, expected))
     for name, stored, scale in (("kernel", codes, absmax), ("XLA", expected, expected_absmax)):
@@ -238,9 +238,10 @@ def _mispredicted(case, slot, y, error, u, tie, codes):
 
 
 def _lion(case, s, gradient, size, usable, mu, p):
-    mixed = s.one_minus_b1 * gradient + s.b1 * mu
-    bound = OPERATIONS * ULP * (s.one_minus_b1 * size + s.b1 * np.abs(mu))
-    bound += level_error(case.codec, True) * s.b1 * np.abs(mu)
+    own = s.own
+    mixed = own.one_minus_b1 * gradient + own.b1 * mu
+    bound = OPERATIONS * ULP * (own.one_minus_b1 * size + own.b1 * np.abs(mu))
+    bound += level_error(case.codec, True) * own.b1 * np.abs(mu)
     # Where the mix of gradient and momentum is rounding error, its sign is free.
     free = (np.abs(mixed) <= bound) & (bound > 0) & usable
     decay = s.weight_decay * p if case.decay == "decoupled" else np.zeros_like(mixed)
@@ -248,19 +249,24 @@ def _lion(case, s, gradient, size, usable, mu, p):
     return update, 4 * ULP * abs(s.step_size) * (1 + np.abs(decay)), free
 
 
-def _lamb(case, s, usable, new, p, division):
-    m, root = new[0], np.sqrt(new[-1] * (s.debias2 if len(new) == 2 else 1.0))
-    adam = m * s.debias1 / (root + s.eps)
+def _adam(case, s, usable, new, p, division):
+    """The update from new slots, and how far it may be off; LAMB's is that times its ratio."""
+    own = s.own
+    m, root = new[0], np.sqrt(new[-1] * (own.debias2 if len(new) == 2 else 1.0))
+    adam = m * own.debias1 / (root + own.eps)
     decay = s.weight_decay * p if case.decay == "decoupled" else np.zeros_like(m)
     direction = np.where(usable, adam + decay, 0)
     magnitude = np.where(usable, np.abs(adam) + np.abs(decay), 0)
+    relative = 2 * OPERATIONS * ULP
+    relative += level_error(case.codec, True) + level_error(case.codec, False)
+    if not case.rule.ratio:
+        return s.step_size * direction, abs(s.step_size) * relative * magnitude
+    relative += 2 * division
     p_norm, u_norm = np.linalg.norm(p), np.linalg.norm(direction)
     ratio = 1.0
     if p_norm > 0 and u_norm > 0:
         ratio = float(np.clip(s.ratio_scale * p_norm / u_norm, s.ratio_low, s.ratio_high))
     step = abs(s.step_size) * ratio
-    relative = 2 * OPERATIONS * ULP + 2 * division
-    relative += level_error(case.codec, True) + level_error(case.codec, False)
     # Both norms are sums by trees, of parts that are added up by trees.
     norms = 4 * ULP * (2 + math.log2(max(p.size, 2)))
     bound = step * (relative * magnitude + (2 * norms + relative) * np.abs(direction))

@@ -15,6 +15,7 @@ from optax_lamblion._pages import extent_of, make
 from optax_lamblion._placement import HOST, KIND, which_are_paged
 from pallas_kernels.arithmetic import rules
 from pallas_kernels.arithmetic.pieces import GRAIN
+from pallas_kernels.leaf import StoredSlot
 
 OPTIMIZERS = ("lion8bit", "lion32bit", "lamb8bit", "lamb32bit")
 
@@ -25,18 +26,22 @@ def optimizer(name, paged=True, learning_rate=2.0**-7, **options):
     return factory(learning_rate, weight_decay=0.1, options=StateOptions(**options))
 
 
+def rule_of(name):
+    """The rule of an optimizer of that name."""
+    return rules.LION if name.startswith("lion") else rules.LAMB
+
+
 def extents(name, params):
     """The `Extent` of every leaf. `params` may be shapes."""
-    rule = rules.LION if name.startswith("lion") else rules.LAMB
+    rule = rule_of(name)
     state = jax.eval_shape(optimizer(name, paged=False).init, params)
 
     def leaves(field):
         tree = getattr(state, field)
         return jax.tree.leaves(tree) if tree is not None else [None] * len(jax.tree.leaves(params))
 
-    slots = zip(*(leaves(slot.name) for slot in rule.slots), strict=True)
-    scales = zip(*(leaves(f"{slot.name}_absmax") for slot in rule.slots), strict=True)
-    return [extent_of(rule, *columns, 256) for columns in zip(slots, scales, strict=True)]
+    columns = (map(StoredSlot, leaves(x.name), leaves(f"{x.name}_absmax")) for x in rule.slots)
+    return [extent_of(rule, slots, 256) for slots in zip(*columns, strict=True)]
 
 
 def pages(name, params, **options):
@@ -48,7 +53,7 @@ def moved(name, params, **options):
     """`(bytes in, bytes out)` over the link in one step."""
     made, streamed = _plan(name, params, StateOptions(**options))
     parts = [(part, streamed[part.leaf]) for page in made for part in page]
-    # The second part of a step of LAMB in pieces reads, and writes no state.
+    # The second part of a step in pieces, that of a trust ratio, reads, and writes no state.
     stored = [x for x in parts if x[0].phase != "apply"]
     return round(sum(_bytes(*x) for x in parts)), round(sum(_bytes(*x) for x in stored))
 

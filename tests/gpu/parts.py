@@ -55,9 +55,11 @@ PARTS = {
     part.name: part
     for part in (
         Part("step-lion", "check", "check_step:lion"),
+        Part("step-adam", "check", "check_step:adam"),
         Part("step-lamb", "check", "check_step:lamb"),
         Part("step-lamb_amsgrad", "check", "check_step:lamb_amsgrad"),
         Part("oracle-lion", "check", "check_oracle:lion"),
+        Part("oracle-adamw", "check", "check_oracle:adamw"),
         Part("oracle-lamb", "check", "check_oracle:lamb"),
         Part("quantize", "check", "check_quantize:checks"),
         Part("program", "check", "check_program:checks"),

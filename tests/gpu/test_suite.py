@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from pallas_kernels.arithmetic import rules
+from pallas_kernels.arithmetic.shards import Place
 from pallas_kernels.xla import step as xla
 from tests.gpu import (
     check_paged,
@@ -34,6 +35,7 @@ from tests.gpu.__main__ import Suite
 from tests.gpu.environment import ROOT
 from tests.gpu.parts import PARTS
 from tests.gpu.records import Records, Run, Skipped, read
+from tests.steps import on_arrays
 
 
 def run_suite(*arguments, **environment):
@@ -101,13 +103,15 @@ STEPS = [
     check_step.Case(rules.LION, "params", p="float32", g="float32"),
     check_step.Case(rules.LAMB, "updates"),
     check_step.Case(rules.LAMB_AMSGRAD, "params", p="float32", g="float32"),
+    check_step.Case(rules.ADAM, "params", p="float32", g="float32"),
+    check_step.Case(rules.ADAM, "updates"),
 ]
 
 
 def step_of(case):
     """A case, what it is given, XLA's step as a function, and what that makes of it."""
     given = comparing.inputs(case)
-    step = jax.jit(functools.partial(xla.step, comparing.spec(case)))
+    step = jax.jit(functools.partial(on_arrays(xla.step), comparing.spec(case)))
     seen = step(*given)
     comparing.judge(case, given, seen, seen)
     return given, step, seen
@@ -131,9 +135,11 @@ def test_the_judge_of_a_step_notices_small_mistakes(case):
         seen._replace(out=out.at[3, 3].set(jnp.nan)),
         seen._replace(skipped=jnp.float32(0)),
     ]
-    for field in ("one_minus_b2", "step_size", "weight_decay"):
-        s = given[4]._replace(**{field: 1.05 * getattr(given[4], field)})
-        mistakes.append(step(*given[:4], s, given[5]))
+    *arrays, s, dither = given
+    others = [s._replace(own=s.own._replace(one_minus_b2=1.05 * s.own.one_minus_b2))]
+    for field in ("step_size", "weight_decay"):
+        others.append(s._replace(**{field: 1.05 * getattr(s, field)}))
+    mistakes += [step(*arrays, other, dither) for other in others]
     for mistake in mistakes:
         with pytest.raises(AssertionError):
             comparing.judge(case, given, mistake, seen)
@@ -146,10 +152,12 @@ def test_the_judge_of_a_step_predicts_the_dither_of_every_block(case):
     *arrays, dither = given
     others = [dither._replace(step=dither.step + 1), dither._replace(leaf=~dither.leaf)]
     others.append(dither._replace(scrambling=()))
+    # Blocks are counted as those of a shard, which begins in the second row of its tensor.
+    rows, columns = case.shape
+    place = Place((1 + rows, columns), case.shape, (jnp.uint32(1), None))
+    others.append(dither._replace(place=place))
     mistakes = [step(*arrays, other) for other in others]
-    first = jnp.uint32(1)  # blocks are counted from another number on
-    mistakes.append(jax.jit(functools.partial(xla.step, comparing.spec(case), first=first))(*given))
-    codes = seen.slots[0]  # one block that was rounded as its neighbour would be
+    codes = seen.slots[0]  # one row that was rounded as the next one would be
     mistakes.append(
         seen._replace(slots=(codes.at[4].set(mistakes[-1].slots[0][4]), *seen.slots[1:]))
     )
@@ -159,14 +167,14 @@ def test_the_judge_of_a_step_predicts_the_dither_of_every_block(case):
                 comparing.judge(case, given, *pair)
 
 
-@pytest.mark.parametrize("rule", [rules.LION, rules.LAMB], ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", [rules.LION, rules.LAMB, rules.ADAM], ids=lambda rule: rule.name)
 def test_the_judge_of_a_step_knows_what_is_lost_and_what_is_skipped(rule):
     case = check_step.Case(
         rule, "params", p="float32", poison=POISON, lost=(1, 3), count_skipped=True
     )
     given, _, seen = step_of(case)
     # All of them, but for -1e25, which only a rule that squares it cannot take.
-    assert float(seen.skipped) == len(POISON) - rule.from_old
+    assert float(seen.skipped) == len(POISON) - (rule.grad_limit > 1e25)
     quiet = jnp.where(jnp.isnan(seen.out), given[1].astype(seen.out.dtype), seen.out)
     mistakes = [
         seen._replace(out=quiet),
@@ -192,7 +200,7 @@ def test_of_a_large_leaf_every_sixteenth_block_is_predicted(case, monkeypatch):
 
 def test_every_case_of_a_step_has_a_name_of_its_own():
     run = Run(quick=False, interpret=False, leaves=2, shape=(1024, 1024))
-    for rule in (rules.LION, rules.LAMB):
+    for rule in (rules.LION, rules.LAMB, rules.ADAM):
         names = [name for name, _ in check_step.checks(rule, run)]
         assert len(names) == len(set(names))
 

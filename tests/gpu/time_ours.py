@@ -15,13 +15,14 @@ from optax_lamblion import StateOptions, apply_fused
 from optax_lamblion.demo import shapes
 from pallas_kernels import get_codec
 from pallas_kernels.arithmetic import rules
-from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.dither import Dither, even_digits
-from pallas_kernels.mosaic.tile import INTERPRET
 from pallas_kernels.arithmetic.step import Spec
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.mosaic.tile import INTERPRET
 from tests.gpu import floors
 from tests.gpu.timing import Program, wave
+from tests.steps import on_arrays, scalars_of
 
 DTYPES = {"bf16": (jnp.bfloat16, jnp.bfloat16), "f32": (jnp.float32, jnp.float32)}
 """Of parameters and gradients."""
@@ -189,8 +190,9 @@ def ours(
 def tiled(leaves, rule, per_thread, interpret):
     """Kernels in bfloat16 with another number of elements in a thread: what tuning is about."""
     codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
-    spec = Spec(rule, codecs, 256, None, "params", per_thread)
-    scalars = rules.Scalars(step_size=-1e-4)
+    spec = Spec(rule, codecs, 256, None, "params", per_thread=per_thread)
+    scalars = scalars_of(rule, bias_correction=False, step_size=-1e-4)
+    by_kernels = on_arrays(functools.partial(mosaic.step, interpret=interpret))
     params, grads = trees(leaves, DTYPES["bf16"])
 
     def carry():
@@ -205,8 +207,8 @@ def tiled(leaves, rule, per_thread, interpret):
         dither, made = Dither(jnp.uint32(1), jnp.uint32(1)), {}
         dither = dither.scrambled(even_digits(rule, scalars))
         for name, (p, codes, absmaxes) in carry.items():
-            given = grads[name], p, codes, absmaxes, scalars, dither
-            made[name] = mosaic.step(spec, *given, interpret=interpret)[:3]
+            seen = by_kernels(spec, grads[name], p, codes, absmaxes, scalars, dither)
+            made[name] = seen.out, seen.slots, seen.absmaxes
         return made
 
     return Program(

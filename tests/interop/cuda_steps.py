@@ -192,6 +192,21 @@ def lamb32(
     return Step(p, Stored(m, m, None, None), Stored(v, v, None, None), ratio=float(ratio))
 
 
+def adam32(p, g, slots, **hyperparameters):
+    """Adam and AdamW, which are one over there: LAMB without the cap on the norm of a step.
+
+    Both decouple the decay. They differ in its default, 0 and 1e-2.
+    """
+    return lamb32(p, g, slots, max_unorm=0.0, **hyperparameters)
+
+
+def adam8(p, g, slots, *, tables, block_size=256, **hyperparameters):
+    """Adam and AdamW with 8-bit slots: a step goes by the moments before they are encoded."""
+    return lamb8(
+        p, g, slots, tables=tables, block_size=block_size, max_unorm=0.0, **hyperparameters
+    )
+
+
 def lamb8(p, g, slots, *, tables, block_size=256, **hyperparameters):
     """LAMB with 8-bit slots as it would be: of decoded slots a step, whose slots are encoded.
 

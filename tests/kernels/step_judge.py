@@ -34,6 +34,8 @@ class Hyper:
     bias_correction: bool = True
     amsgrad: bool = False
     adam_w_mode: bool = True
+    ratio: bool = True
+    """Whether a trust ratio scales the step."""
     max_unorm: float | None = None
     trust_clip: tuple[float, float] | None = None
     percentile: int | None = None
@@ -211,8 +213,8 @@ def judge_lion(observed, hyper):
     check_update(observed, candidates, bounds, allowed)
 
 
-def judge_lamb(observed, hyper):
-    """Checks one step of LAMB on one leaf."""
+def judge_adam(observed, hyper):
+    """Checks one step of AdamW, or LAMB, on one leaf."""
     g, p, t = float64(observed.g), float64(observed.p), observed.t
     mu, nu = read(observed.before, "mu", hyper, True), read(observed.before, "nu", hyper, False)
     scale, scale_error = _gradient_scale(observed, hyper)
@@ -255,9 +257,10 @@ def judge_lamb(observed, hyper):
     expected = oracles.lamb_update(
         mu_hat, root, p, new.skipped, learning_rate=hyper.learning_rate, eps=hyper.eps,
         weight_decay=hyper.weight_decay if hyper.adam_w_mode else 0.0,
-        max_unorm=hyper.max_unorm, trust_clip=hyper.trust_clip,
+        max_unorm=hyper.max_unorm, trust_clip=hyper.trust_clip if hyper.ratio else (1.0, 1.0),
     )  # fmt: skip
     step_size = hyper.learning_rate * expected.ratio
     bound = step_size * (relative * expected.magnitude)
-    bound += (2 * sum_error(p.size) + relative) * step_size * abs(expected.direction)
+    norms = 2 * sum_error(p.size) if hyper.ratio else 0.0
+    bound += (norms + relative) * step_size * abs(expected.direction)
     check_update(observed, [expected.update], [bound], [np.True_])

@@ -19,7 +19,7 @@ import optax_lamblion
 from optax_lamblion import StateOptions
 from tests import oracles
 from tests.kernels.interpreted import interpreted
-from tests.kernels.step_judge import Hyper, Observed, find_state, judge_lamb, judge_lion
+from tests.kernels.step_judge import Hyper, Observed, find_state, judge_adam, judge_lion
 
 LEAVES = {
     "odd_tail": (4097,),
@@ -29,7 +29,7 @@ LEAVES = {
 }
 FEW = ("odd_tail", "undecayed_4d")  # enough for an option; compiling is what takes the time
 LION = dict(learning_rate=2.0**-7, b1=0.875, b2=1 - 2.0**-6, weight_decay=0.25)
-LAMB = dict(learning_rate=2.0**-7, b1=0.875, b2=1 - 2.0**-10, eps=2.0**-20, weight_decay=0.25)
+ADAM = dict(learning_rate=2.0**-7, b1=0.875, b2=1 - 2.0**-10, eps=2.0**-20, weight_decay=0.25)
 # Gradients at flat positions, from the third step on, in some cases.
 POISON = {3: np.nan, 300: np.inf, 301: -np.inf}
 HUGE = {3: 1e30, 300: -1e25}  # finite, but their squares are not
@@ -68,19 +68,19 @@ def case(
     zero=False, judged=None, **extra,
 ):  # fmt: skip
     """A case of the optimizer that `name` starts with; `judged` overrides what the oracle uses."""
-    base = dict(LION if name.startswith("lion") else LAMB) | extra
+    base = dict(LION if name.startswith("lion") else ADAM) | extra
     numbers = {k: v for k, v in base.items() if k not in ("percentile_clipping", "block_wise")}
     numbers |= dict(percentile=base.get("percentile_clipping"), codec=codec)
     numbers["block_size"] = block_size if base.get("block_wise", True) else None
     options = StateOptions(block_size=block_size, codec=codec)
-    hyper = Hyper(**(numbers | (judged or {})))
+    hyper = Hyper(**(numbers | (judged or {})), ratio=name.startswith("lamb"))
     arguments = base | dict(options=options)
     return Case(name, arguments, hyper, tuple(leaves), DTYPES[dtypes], poison or {}, zero)
 
 
 GRID = [
     case(f"{optimizer}-{codec}-{dtypes}", codec=codec, leaves=LEAVES, dtypes=dtypes)
-    for optimizer in ("lion8bit", "lamb8bit", "lion32bit", "lamb32bit")
+    for optimizer in ("lion8bit", "lamb8bit", "adamw8bit", "lion32bit", "lamb32bit", "adamw32bit")
     for codec in (("power", "dynamic", "linear") if "8bit" in optimizer else ("power",))
     for dtypes in (DTYPES if codec == "power" else ("float32", "mixed"))
 ]
@@ -89,6 +89,8 @@ OPTIONS = [
     case("lion8bit-defaults", **DEFAULTS | dict(b1=0.9, b2=0.99)),
     case("lamb8bit-defaults", **DEFAULTS | dict(b1=0.9, b2=0.999, eps=1e-8)),
     case("lamb32bit-defaults", **DEFAULTS | dict(b1=0.9, b2=0.999, eps=1e-8)),
+    case("adamw8bit-defaults", **DEFAULTS | dict(b1=0.9, b2=0.999, eps=1e-8)),
+    case("adamw32bit-defaults", **DEFAULTS | dict(b1=0.9, b2=0.999, eps=1e-8)),
     case("lion8bit-blocks_of_64", block_size=64),
     case("lion8bit-blocks_of_4096", block_size=4096),
     case("lion8bit-whole_tensor", block_wise=False),
@@ -98,6 +100,12 @@ OPTIONS = [
     case("lamb8bit-amsgrad_dynamic", amsgrad=True, codec="dynamic"),
     case("lamb32bit-amsgrad", amsgrad=True),
     case("lamb8bit-l2_decay", adam_w_mode=False),
+    case("adamw8bit-amsgrad", amsgrad=True),
+    case("adamw8bit-l2_decay", adam_w_mode=False),
+    case("adamw8bit-no_bias_correction", bias_correction=False),
+    case("adamw8bit-percentile", percentile_clipping=5),
+    case("adamw8bit-non_finite", poison=POISON),
+    case("adamw8bit-huge", poison=HUGE),
     case("lamb32bit-l2_decay", adam_w_mode=False),
     case("lamb8bit-max_unorm", max_unorm=0.5),
     case("lamb32bit-max_unorm", max_unorm=0.5),
@@ -141,7 +149,7 @@ KERNEL = dict(tie=1e-3, operation=1e-6)
 KERNEL_CASES = [
     name
     for name, case in CASES.items()
-    if name.startswith(("lion8bit", "lamb8bit"))
+    if name.startswith(("lion8bit", "lamb8bit", "adamw8bit"))
     and case.hyper.block_size == 256
     and not name.endswith(("schedules", "trust_clip", "no_bias_correction", "zero_parameters"))
 ] + ["lion8bit-blocks_of_64"]
@@ -222,14 +230,14 @@ def test_a_step_is_what_the_oracle_says(name, leaf, by):
     hyper = dataclasses.replace(case.hyper, **(KERNEL if by == "kernel" else {}))
     if leaf == "undecayed_4d":
         hyper = dataclasses.replace(hyper, weight_decay=0.0)
-    (judge_lion if case.optimizer.startswith("lion") else judge_lamb)(observed, hyper)
+    (judge_lion if case.optimizer.startswith("lion") else judge_adam)(observed, hyper)
 
 
 @pytest.mark.parametrize("name", ["lion8bit-power-float32", "lamb8bit-power-float32"])
 def test_the_judge_notices_small_mistakes(name):
     """A judge that accepts everything would be no judge."""
     observed, hyper = observe(name)["odd_tail"], CASES[name].hyper
-    judge = judge_lion if name.startswith("lion") else judge_lamb
+    judge = judge_lion if name.startswith("lion") else judge_adam
     judge(observed, hyper)
     codes, absmax = observed.after["mu"], observed.after["mu_absmax"]
     slots = dict(mu=codes + np.uint8(1)), dict(mu=np.zeros_like(codes))

@@ -12,7 +12,7 @@ import optax_lamblion
 from optax_lamblion import apply_fused, lamb8bit, lion8bit
 from tests.kernels.interpreted import interpreted
 
-NAMES = ["lion8bit", "lion32bit", "lamb8bit", "lamb32bit"]
+NAMES = ["lion8bit", "lion32bit", "lamb8bit", "lamb32bit", "adamw8bit", "adamw32bit"]
 
 
 def problem(dtype=jnp.float32, grad_dtype=None):
@@ -62,7 +62,7 @@ def test_equals_update_and_apply_updates(name, dtypes):
     assert_same_steps(tx, *problem(*map(jnp.dtype, dtypes)))
 
 
-@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit"])
+@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit", "adamw8bit"])
 @pytest.mark.parametrize("dtypes", [("float32",) * 2, ("bfloat16", "float32")])
 def test_kernels_write_the_parameters_that_their_updates_lead_to(name, dtypes):
     tx = optax.chain(

@@ -13,10 +13,13 @@ import pytest
 import optax_lamblion
 from optax_lamblion import StateOptions
 from tests.optimizers import problem
-from tests.variants import VARIANTS, every
+from tests.variants import ALIASES, VARIANTS, every
 
 LION_DEFAULTS = dict(learning_rate=1e-4, b1=0.9, b2=0.99, weight_decay=0.0)
 LAMB_DEFAULTS = dict(learning_rate=1e-3, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0)
+DEFAULTS = {"lion": LION_DEFAULTS, "lamb": LAMB_DEFAULTS}
+DEFAULTS["adamw"] = {**LAMB_DEFAULTS, "weight_decay": 1e-2}
+families = pytest.mark.parametrize("family", DEFAULTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,6 @@ CHANGES = (
     Change("adam_w_mode", False, "updates"),
     Change("max_unorm", 0.1, "updates"),
     Change("trust_clip", (0.0, 0.5), "updates"),
-    Change("bits", 8, "state", (32,)),
     Change("min_8bit_size", 33, "state", (8,)),
     Change("block_wise", False, "state", (8,)),
     Change("percentile_clipping", 5, "updates"),
@@ -97,10 +99,8 @@ def differ(a, b):
 def cases():
     for v in VARIANTS:
         accepted = inspect.signature(v.factory).parameters
-        # Without `bits` the parent is its 32-bit variant, see `test_bits_select_the_variant`.
-        only = {"bits"} & set(accepted) or set(accepted)
         for change in CHANGES:
-            if change.argument in only and v.bits in change.bits:
+            if change.argument in accepted and v.bits in change.bits:
                 label = "-".join(filter(None, (v.name, change.argument, change.label)))
                 yield pytest.param(v, change, id=label)
 
@@ -149,7 +149,7 @@ def parameters(name):
     return inspect.signature(getattr(optax_lamblion, name)).parameters
 
 
-@pytest.mark.parametrize("family", ["lion", "lamb"])
+@families
 @pytest.mark.parametrize(
     ("variant", "fixed"),
     [
@@ -158,39 +158,48 @@ def parameters(name):
         ("paged_{}", {"paged"}),
         ("paged_{}8bit", {"bits", "paged"}),
         ("paged_{}32bit", {"bits", "paged"}),
-        ("scale_by_{}", {"learning_rate"}),
     ],
 )
 def test_variants_have_their_parent_s_signature(family, variant, fixed):
-    if variant == "scale_by_{}" and family == "lion":
-        fixed = fixed | {"weight_decay", "mask"}  # decoupled from the direction
     parent = {name: p for name, p in parameters(family).items() if name not in fixed}
     child = dict(parameters(variant.format(family)))
     assert list(child) == list(parent)
     assert child == parent  # names, kinds, defaults and annotations
 
 
-@pytest.mark.parametrize(("family", "defaults"), [("lion", LION_DEFAULTS), ("lamb", LAMB_DEFAULTS)])
-def test_defaults_are_the_documented_ones(family, defaults):
-    found = {name: p.default for name, p in parameters(family).items()}
+BLOCKS = {"lion": "scale_by_lion", "lamb": "scale_by_lamb", "adamw": "scale_by_adam"}
+
+
+@families
+def test_building_blocks_have_their_parent_s_signature(family):
+    fixed = {"learning_rate"}
+    if family != "lamb":
+        fixed |= {"weight_decay", "mask", "adam_w_mode"}  # apart from the direction
+    parent = {name: p for name, p in parameters(family).items() if name not in fixed}
+    assert dict(parameters(BLOCKS[family])) == parent
+
+
+@families
+def test_defaults_are_the_documented_ones(family):
+    defaults, found = DEFAULTS[family], {n: p.default for n, p in parameters(family).items()}
     assert {name: found[name] for name in defaults} == defaults
     off = dict(mask=None, bits=None, min_8bit_size=None, block_wise=True, percentile_clipping=None)
     off |= dict(paged=False, options=None)
-    if family == "lamb":
+    if family != "lion":
         off |= dict(bias_correction=True, amsgrad=False, adam_w_mode=True)
+    if family == "lamb":
         off |= dict(max_unorm=None, trust_clip=None)
     assert found == {**defaults, **off}
 
 
-@pytest.mark.parametrize("family", ["lion", "lamb"])
+@families
 def test_only_optax_s_arguments_are_positional(family):
     positional = [
         name
         for name, p in parameters(family).items()
         if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     ]
-    expected = {"lion": LION_DEFAULTS, "lamb": LAMB_DEFAULTS}[family]
-    assert positional == [*expected, "mask"]
+    assert positional == [*DEFAULTS[family], "mask"]
 
 
 def test_state_options_have_the_documented_defaults():
@@ -227,19 +236,33 @@ def test_none_means_what_is_documented(v, explicit):
     assert not differ(observe(v, **explicit), baseline(v))
 
 
-@every(lambda v: v.name in ("lion", "lamb"))
-@pytest.mark.parametrize("bits", [8, 32, None])
-def test_bits_select_the_variant(v, bits):
-    (variant,) = (w for w in VARIANTS if w.name == f"{v.name}{bits or 32}bit")
-    assert not differ(observe(v, bits=bits), baseline(variant))
+@every(lambda v: not v.paged)
+def test_bits_select_the_variant(v):
+    parent = dataclasses.replace(v, name=v.family)
+    assert not differ(observe(parent, bits=v.bits), baseline(v))
 
 
-@pytest.mark.parametrize("family", ["lion", "lamb"])
+def settings(tx):
+    """What a factory passed on, in words."""
+    (c,) = tx.update.args
+    return {field.name: getattr(c, field.name) for field in dataclasses.fields(c)}
+
+
+@pytest.mark.parametrize("alias", ALIASES)
+def test_names_without_bits_are_those_in_32(alias):
+    """All that tests show of the one is true of the other."""
+    rest = dict(weight_decay=0.5, min_8bit_size=7, percentile_clipping=5)
+    a, b = (settings(getattr(optax_lamblion, x)(3e-3, **rest)) for x in (alias, ALIASES[alias]))
+    assert (a.pop("bits"), b.pop("bits")) == (None, 32)
+    assert a == b
+
+
+@families
 def test_building_blocks_give_the_direction(family):
     """The step is minus the learning rate times the direction."""
     (v,) = (v for v in VARIANTS if v.name == f"{family}8bit")
-    decay = {} if family == "lion" else dict(weight_decay=v.kwargs["weight_decay"])
-    block = getattr(optax_lamblion, f"scale_by_{family}")(bits=8, **decay)
+    decay = dict(weight_decay=v.kwargs["weight_decay"]) if v.has_ratio else {}
+    block = getattr(optax_lamblion, BLOCKS[family])(bits=8, **decay)
     whole = v(weight_decay=decay.get("weight_decay", 0.0))
     p, g = problem.params(), problem.grads()
     direction, state = block.update(g, block.init(p), p)

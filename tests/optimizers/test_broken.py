@@ -10,8 +10,8 @@ from tests.optimizers import problem
 from tests.variants import every
 
 SHAPES = {"rows": (16, 512), "odd_tail": (4097,)}
-lions = every(lambda v: v.family == "lion" and v.name.endswith("bit"))
-lambs = every(lambda v: v.family == "lamb" and v.name.endswith("bit"))
+lions = every(lambda v: v.takes_signs)
+lambs = every(lambda v: v.has_ratio)
 ways = pytest.mark.parametrize("fused", [False, True], ids=["update", "apply_fused"])
 
 
@@ -91,7 +91,7 @@ def test_a_parameter_that_is_no_number_is_seen_in_its_leaf(v, fused):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@every(lambda v: v.bits == 8 and v.family == "lamb")
+@every(lambda v: v.bits == 8 and v.has_ratio)
 @pytest.mark.parametrize("slot", ["mu", "nu"])
 def test_a_scale_that_is_no_number_is_seen_in_its_leaf(v, slot, bad):
     tx, p, state = trained(v)

@@ -24,18 +24,15 @@ MODES = {
     "tensor_wise": dict(block_wise=False),
     "dynamic": dict(options=StateOptions(codec="dynamic")),
 }
-LAMB_MODES = {
-    "amsgrad": dict(amsgrad=True),
-    "l2": dict(adam_w_mode=False),
-    "max_unorm": dict(max_unorm=0.5),
-}
+ADAM_MODES = {"amsgrad": dict(amsgrad=True), "l2": dict(adam_w_mode=False)}
+LAMB_MODES = {"max_unorm": dict(max_unorm=0.5)}
 
 
 def cases(among=lambda mode: True):
     """Factories of the variants with fixed bits, in every mode that acts on them."""
     out = []
-    for v in (v for v in VARIANTS if v.name.endswith("bit")):
-        modes = {**MODES, **(LAMB_MODES if v.family == "lamb" else {})}
+    for v in VARIANTS:
+        modes = MODES | (ADAM_MODES if "nu" in v.slots else {}) | (LAMB_MODES if v.has_ratio else {})
         for mode, extra in modes.items():
             if among(mode) and (v.bits == 8 or mode not in ("tensor_wise", "dynamic")):
                 name = f"{v.name}-{mode}" if mode else v.name

@@ -12,7 +12,7 @@ from tests.optimizers import problem
 from tests.variants import every
 
 COUNTS = StateOptions(count_skipped=True)
-eight_and_32 = every(lambda v: v.name.endswith("bit"))
+eight_and_32 = every()
 MOST = 2**31 - 1
 
 
@@ -116,7 +116,7 @@ def test_layers_of_a_stack_are_counted(v):
 
 
 @pytest.mark.slow
-@every(lambda v: v.paged and v.name.endswith("bit"))
+@every(lambda v: v.paged)
 def test_pieces_of_a_leaf_add_up(v):
     p = {"cut": jnp.ones((1100, 1024)), "grouped": jnp.ones((300, 512))}
     options = StateOptions(page_bytes=2**20 if v.bits == 8 else 2**22, count_skipped=True)
