@@ -37,6 +37,20 @@ LAMB = {
     "block_wise": False,
     "max_unorm": 1.0,
 }
+ADAM = {
+    "params": None,
+    "lr": 1e-3,
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0,
+    "amsgrad": False,
+    "optim_bits": 32,
+    "args": None,
+    "min_8bit_size": 4096,
+    "percentile_clipping": 100,
+    "block_wise": True,
+}
+ADAMW = ADAM | {"weight_decay": 1e-2}
 BITS, PAGED = {"optim_bits": 32}, {"is_paged": False}
 
 # The signatures of bitsandbytes, as its documentation has them. `params` has no default.
@@ -50,14 +64,34 @@ BITSANDBYTES = {
     "LAMB": LAMB | BITS,
     "LAMB8bit": LAMB,
     "LAMB32bit": LAMB,
+    "Adam": ADAM | PAGED,
+    "Adam8bit": ADAM | PAGED,
+    "Adam32bit": ADAM | PAGED,
+    "PagedAdam": ADAM | PAGED,
+    "PagedAdam8bit": ADAM | PAGED,
+    "PagedAdam32bit": ADAM | PAGED,
+    "AdamW": ADAMW | PAGED,
+    "AdamW8bit": ADAMW | PAGED,
+    "AdamW32bit": ADAMW | PAGED,
+    "PagedAdamW": ADAMW,
+    "PagedAdamW8bit": ADAMW,
+    "PagedAdamW32bit": ADAMW,
 }
 ALL = "all"
+FAMILIES = {"Lion": "Lion", "LAMB": "LAMB", "Adam": "AdamW", "AdamW": "AdamW"}
+"""The table of a family of bitsandbytes, which is called like ours."""
+
+
+def family(theirs):
+    """The family of a class of bitsandbytes."""
+    return theirs.removeprefix("Paged").removesuffix("32bit").removesuffix("8bit")
 
 
 def ours(theirs):
     """Our function for a class of bitsandbytes."""
-    name = theirs.lower().replace("paged", "paged_")
-    return getattr(optax_lamblion, name)
+    paged = "paged_" if theirs.startswith("Paged") else ""
+    bits = theirs.removeprefix("Paged").removeprefix(family(theirs))
+    return getattr(optax_lamblion, paged + FAMILIES[family(theirs)].lower() + bits)
 
 
 def table_below(heading):
@@ -81,12 +115,12 @@ def parameters(function):
 
 
 def belongs(of, name):
-    return of == ALL or name in code(of)
+    return of == ALL or name in code(of) or family(name) == of
 
 
 @pytest.mark.parametrize("theirs", BITSANDBYTES)
 def test_every_argument_of_bitsandbytes_is_in_the_table(theirs):
-    rows = table_below("LAMB" if theirs.startswith("LAMB") else "Lion")
+    rows = table_below(FAMILIES[family(theirs)])
     found = {
         name: values(default)[0] if default else None
         for cell, default, of, *_ in rows
@@ -99,20 +133,23 @@ def test_every_argument_of_bitsandbytes_is_in_the_table(theirs):
 @pytest.mark.parametrize("theirs", BITSANDBYTES)
 def test_every_argument_beside_them_is_ours_and_has_that_default(theirs):
     known = parameters(ours(theirs))
-    for _, _, of, here, default, _ in table_below("LAMB" if "LAMB" in theirs else "Lion"):
+    for _, _, of, here, default, _ in table_below(FAMILIES[family(theirs)]):
         if default and (not of or belongs(of, theirs)):
             assert values(default) == [known[name].default for name in code(here)]
 
 
-@pytest.mark.parametrize("family", ["Lion", "LAMB"])
-def test_only_parameters_have_no_default(family):
-    assert [row[0] for row in table_below(family) if not row[4]] == ["`params`"]
+@pytest.mark.parametrize("heading", sorted(set(FAMILIES.values())))
+def test_only_parameters_have_no_default(heading):
+    rows = [row for row in table_below(heading) if not row[4]]
+    assert [row[0] for row in rows if row[3]] == ["`params`"]
+    # What does nothing there has no counterpart, and is said to have none.
+    assert all("Does nothing there" in row[5] for row in rows if not row[3])
 
 
-@pytest.mark.parametrize("family", ["Lion", "LAMB"])
-def test_none_of_our_arguments_is_missing_beside_bitsandbytes(family):
-    named = {name for row in table_below(family) for name in code(row[3])} - {"tx.init(params)"}
-    assert named == set(parameters(ours(family)))
+@pytest.mark.parametrize("heading", sorted(set(FAMILIES.values())))
+def test_none_of_our_arguments_is_missing_beside_bitsandbytes(heading):
+    named = {name for row in table_below(heading) for name in code(row[3])} - {"tx.init(params)"}
+    assert named == set(parameters(ours(heading)))
 
 
 OPTAX = {
@@ -120,6 +157,8 @@ OPTAX = {
     "`optax.scale_by_lion` to `scale_by_lion`": optax.scale_by_lion,
     "`optax.lamb` to `lamb`, `lamb8bit`, `lamb32bit`": optax.lamb,
     "`optax.scale_by_trust_ratio` to `scale_by_lamb`": optax.scale_by_trust_ratio,
+    "`optax.adamw` to `adamw`, `adamw8bit`, `adamw32bit`": optax.adamw,
+    "`optax.scale_by_adam` to `scale_by_adam`": optax.scale_by_adam,
     "`optax.adamw` to `lion8bit` or `lamb8bit`": optax.adamw,
 }
 

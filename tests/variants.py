@@ -123,7 +123,22 @@ ALIASES = {
 """Names without bits, and what they are: `test_arguments` shows that they are the same."""
 
 
+QUICK = {"lion8bit", "lamb8bit", "lamb32bit", "adamw8bit", "paged_lion8bit"}
+"""Every rule, precision and placement once: the rows of every day. The others are slow."""
+
+
+def row(v, among=VARIANTS, **kwargs):
+    """A variant as a parameter, slow if others of its kind are run every day."""
+    slow = v.name not in QUICK and any(w.name in QUICK for w in among)
+    return pytest.param(v, id=v.name, marks=[pytest.mark.slow] if slow else [], **kwargs)
+
+
 def every(condition=lambda v: True):
     """Parametrizes a test over the rows that satisfy a condition, as its argument `v`."""
-    rows = [v for v in VARIANTS if condition(v)]
-    return pytest.mark.parametrize("v", rows, ids=lambda v: v.name)
+    rows = rows_of(condition)
+    return pytest.mark.parametrize("v", [row(v, rows) for v in rows])
+
+
+def rows_of(condition):
+    """The rows that satisfy a condition."""
+    return [v for v in VARIANTS if condition(v)]

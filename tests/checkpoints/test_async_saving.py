@@ -20,7 +20,7 @@ from tests.variants import VARIANTS
 
 QUICK = ("lion8bit", "paged_lion8bit", "paged_lamb8bit")
 ROWS = [
-    pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.slow) for v in VARIANTS
+    pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.long) for v in VARIANTS
 ]
 
 
@@ -90,7 +90,7 @@ def written_over(training):
     return all(before[name] == after[name] for name in ("rows", "odd_tail"))
 
 
-@pytest.mark.parametrize("place", ["one device", pytest.param("8 devices", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", ["one device", pytest.param("8 devices", marks=pytest.mark.long)])
 @pytest.mark.parametrize("v", ROWS)
 def test_a_manager_saves_the_moment(v, place, tmp_path):
     training = Training(v, place)

@@ -85,7 +85,7 @@ QUICK = ("lion8bit", "paged_lamb8bit")
 @pytest.mark.parametrize(
     "v",
     [
-        pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.slow)
+        pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.long)
         for v in VARIANTS
         if "32bit" not in v.name
     ],

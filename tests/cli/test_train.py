@@ -184,7 +184,7 @@ def test_wrong_input_says_what_to_type(train, book, arguments, remedy):
     assert "Traceback" not in err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_default_run_learns_within_four_minutes(run_cli, tmp_path):
     start = time.monotonic()
     status, _, _ = run_cli("train", "--output", tmp_path, "--quiet")

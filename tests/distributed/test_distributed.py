@@ -41,7 +41,7 @@ def undisturbed(tmp_path_factory):
 def every(*counts, quick):
     """Parametrizes over optimizers and numbers of processes; all but one pair are slow."""
     rows = [(name, count) for name in NAMES for count in counts]
-    marks = {pair: () if pair == quick else pytest.mark.slow for pair in rows}
+    marks = {pair: () if pair == quick else pytest.mark.long for pair in rows}
     rows = [
         pytest.param(ROWS[name], count, marks=marks[name, count], id=f"{name}-{count}")
         for name, count in rows
@@ -77,7 +77,7 @@ def test_a_killed_run_goes_on_with_another_number_of_processes(v, processes, und
 
 
 # Not of LAMB, whose norms then are sums of four terms.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["lion8bit", "paged_lion8bit"])
 def test_a_killed_run_goes_on_if_its_state_is_divided_over_data_too(name, undisturbed, tmp_path):
     expected = undisturbed(ROWS[name], *OVER)

@@ -115,7 +115,7 @@ KERNELS = [pytest.param(LEAVES[4], SHORT, id="short")] + [
         id=identity(leaf),
         # Of the two LAMBs, that with three slots in rows and that with two in a ragged leaf are
         # enough for every day.
-        marks=[pytest.mark.slow] if "lamb" in leaf.rule and i not in (4, 9) else [],
+        marks=[pytest.mark.long] if "lamb" in leaf.rule and i not in (4, 9) else [],
     )
     for i, leaf in enumerate(LEAVES)
 ]

@@ -47,7 +47,7 @@ def steps(tx, start, grads, there):
 
 QUICK = ("lion8bit",)
 ROWS = [
-    pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.slow)
+    pytest.param(v, id=v.name, marks=() if v.name in QUICK else pytest.mark.long)
     for v in VARIANTS
     if "32bit" not in v.name
 ]

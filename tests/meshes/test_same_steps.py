@@ -21,13 +21,13 @@ def everywhere():
         for shape, kind, fused in itertools.product(problem.MESHES, problem.KINDS, (True, False)):
             quick = WAYS[shape] == (kind, fused) and "32bit" not in v.name
             label = "-".join((v.name, shape, kind, "apply_fused" if fused else "update"))
-            marks = [] if quick else [pytest.mark.slow]
+            marks = [] if quick else [pytest.mark.long]
             yield pytest.param(v, shape, kind, fused, id=label, marks=marks)
 
 
 by_kind = pytest.mark.parametrize("kind", problem.KINDS)
 with_auto_axes = pytest.mark.parametrize(
-    "kind", ["auto", pytest.param("explicit", marks=pytest.mark.slow)]
+    "kind", ["auto", pytest.param("explicit", marks=pytest.mark.long)]
 )
 
 

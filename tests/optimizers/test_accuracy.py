@@ -93,7 +93,7 @@ def signs_turned(sigma, steps, seed=3, elements=2**17):
 
 @pytest.mark.parametrize("sigma", [0.0, 1.0])
 @pytest.mark.parametrize(
-    "steps", [(50, 200), pytest.param((500, 1000), marks=pytest.mark.slow)], ids=str
+    "steps", [(50, 200), pytest.param((500, 1000), marks=pytest.mark.long)], ids=str
 )
 def test_dither_turns_as_few_signs_as_rounding_to_the_nearest(sigma, steps):
     turned = signs_turned(sigma, max(steps))

@@ -30,11 +30,11 @@ def plain(tx, params, grads, state):
         return optax.apply_updates(params, updates), state
 
 
-def assert_within(units, a, b, old):
-    """So many units in the last place, of the larger operand where parameter and update cancel.
+def assert_two_ulp(a, b, old, units=2):
+    """Two units in the last place, of the larger operand where parameter and update cancel.
 
-    Two, if the update is the same: it is rounded once less, which is half a unit, and so is the sum; and
-    XLA may contract a multiplication and an addition.
+    The update is rounded once less, which is half a unit, and so is the sum; and XLA may contract
+    a multiplication and an addition.
     """
     assert a.dtype == b.dtype
     a, b, old, eps = np.float64(a), np.float64(b), np.float64(old), float(jnp.finfo(b.dtype).eps)
@@ -50,7 +50,7 @@ def assert_same_steps(tx, params, grads, steps=3, units=2):
         old = params
         new, new_state = fused(params, grads, state)
         params, state = expected(params, grads, state)
-        jax.tree.map(functools.partial(assert_within, units), new, params, old)
+        jax.tree.map(functools.partial(assert_two_ulp, units=units), new, params, old)
         for a, b in zip(jax.tree.leaves(new_state), jax.tree.leaves(state), strict=True):
             np.testing.assert_array_equal(a, b)
 

@@ -82,7 +82,7 @@ def assert_small(shares, since, bound):
     assert max(x[since:].max() for x in shares.values()) < bound
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("b2", [0.99, 0.999])
 def test_lamb_forgets_columns_without_a_gradient(b2):
     # It is 0 from step 1,000 on; rounded to the nearest, it came to 120.
@@ -94,7 +94,7 @@ def test_lamb_forgets_columns_without_a_gradient_soon(b2):
     assert_small(shares(lamb8bit, b2, steps=1000, tail=0.0, scales=(1.0, 1e-5)), 600, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("b2", [0.99, 0.999])
 def test_lamb_steps_by_what_is_left_of_a_gradient(b2):
     coded = shares(lamb8bit, b2, steps=20_000, tail=1e-6)
@@ -247,7 +247,7 @@ def digits_loss(make, b2, codec="power", steps=2000, hidden=64):
     return np.mean(losses)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("b2", [0.99, 0.999])
 def test_full_batches_of_digits_end_as_in_float32(b2):
     coded, exact = digits_loss(lion8bit, b2), digits_loss(lion32bit, b2)

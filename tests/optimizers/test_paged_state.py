@@ -20,7 +20,7 @@ from optax_lamblion import (
     state_report,
 )
 from tests.optimizers import problem
-from tests.variants import every
+from tests.variants import every, rows_of
 
 paged = every(lambda v: v.paged)
 HOST = "pinned_host"
@@ -196,7 +196,7 @@ def v_options(v):
 
 @pytest.mark.parametrize("donate", [(), (1,), (0, 1)], ids=["kept", "state", "both"])
 @pytest.mark.parametrize("fused", [False, True], ids=["update", "apply_fused"])
-@pytest.mark.parametrize("wrapper", sorted(wrapped(next(iter(paged.args[1])))))
+@pytest.mark.parametrize("wrapper", sorted(wrapped(rows_of(lambda v: v.paged)[0])))
 @every(lambda v: v.name in ("paged_lion8bit", "paged_lamb32bit"))
 def test_state_stays_on_the_host(v, wrapper, fused, donate):
     tx = wrapped(v)[wrapper]

@@ -13,7 +13,7 @@ from optax_lamblion import StateOptions, _stream, apply_fused
 from pallas_kernels import dispatch
 from tests.kernels.interpreted import interpreted
 from tests.optimizers import problem
-from tests.variants import VARIANTS, every
+from tests.variants import VARIANTS, every, rows_of
 
 SHAPES = {
     "cut": (1100, 1024),
@@ -58,7 +58,7 @@ def _rows():
         quick = v.name.endswith("8bit") or (v.name.endswith("32bit") and dtype == "float32")
         quick = quick and (v.name, dtype, fused) != ("paged_lamb8bit", "float32", True)
         label = f"{v.name}-{dtype}-{'apply_fused' if fused else 'update'}"
-        yield pytest.param(v, dtype, fused, id=label, marks=[] if quick else [pytest.mark.slow])
+        yield pytest.param(v, dtype, fused, id=label, marks=[] if quick else [pytest.mark.long])
 
 
 @pytest.mark.parametrize(("v", "dtype", "fused"), list(_rows()))
@@ -67,7 +67,7 @@ def test_same_bits_as_the_resident_variant(v, dtype, fused):
     problem.assert_equal(stepped(in_small_pages(v), fused, dtype), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every(lambda v: v.name in ("paged_lamb8bit", "paged_lamb32bit"))
 def test_same_bits_with_a_third_slot(v):
     extra = dict(adam_w_mode=False, amsgrad=True, trust_clip=(0.1, 2.0))
@@ -76,7 +76,7 @@ def test_same_bits_with_a_third_slot(v):
     problem.assert_equal(got, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @each_kind
 def test_same_steps_with_clipping(v):
     """Not the same bits: with one more product before the sum of two, XLA's CPU compiler makes a
@@ -90,13 +90,13 @@ def test_same_steps_with_clipping(v):
     ("page_bytes", "in_flight"),
     [
         (2**21, 1),
-        pytest.param(2**20, 5, marks=pytest.mark.slow),
-        pytest.param(2**21, 3, marks=pytest.mark.slow),
-        pytest.param(2**25, 2, marks=pytest.mark.slow),
+        pytest.param(2**20, 5, marks=pytest.mark.long),
+        pytest.param(2**21, 3, marks=pytest.mark.long),
+        pytest.param(2**25, 2, marks=pytest.mark.long),
     ],
 )
 def test_pages_do_not_change_a_step(page_bytes, in_flight):
-    v = next(v for v in every(lambda v: v.name == "paged_lamb8bit").args[1])
+    (v,) = rows_of(lambda v: v.name == "paged_lamb8bit")
     options = StateOptions(page_bytes=page_bytes, pages_in_flight=in_flight)
     got = stepped(v.factory(**v.kwargs, options=options), True, "float32")
     problem.assert_equal(got, _expected_of_lamb())
@@ -104,7 +104,7 @@ def test_pages_do_not_change_a_step(page_bytes, in_flight):
 
 @functools.cache
 def _expected_of_lamb():
-    v = next(v for v in every(lambda v: v.name == "lamb8bit").args[1])
+    (v,) = rows_of(lambda v: v.name == "lamb8bit")
     return stepped(v(), True, "float32")
 
 
@@ -152,12 +152,12 @@ def test_a_leaf_without_a_gradient_is_left_alone(v):
 
 
 @pytest.mark.parametrize(
-    "name", ["paged_lion8bit", pytest.param("paged_lamb8bit", marks=pytest.mark.slow)]
+    "name", ["paged_lion8bit", pytest.param("paged_lamb8bit", marks=pytest.mark.long)]
 )
 @pytest.mark.parametrize("fused", [False, True], ids=["update", "apply_fused"])
 def test_kernels_work_on_pages(name, fused):
     """Through the public functions, in Pallas's interpreter, with a leaf in pieces."""
-    (v,) = every(lambda v: v.name == name).args[1]
+    (v,) = rows_of(lambda v: v.name == name)
     shapes = {"cut": (SHAPES["cut_ragged"][0],), "grouped": (8, 512)}
     options = StateOptions(page_bytes=2**20, page_min_size=4096)
     p, g = (problem.tree(i, "bfloat16", shapes) for i in (0, 1))
@@ -250,7 +250,7 @@ def test_no_memory_on_the_host_is_an_error_and_no_state(v, monkeypatch):
 
 def test_optax_can_differentiate_through_a_step():
     """As through any other: for meta-learning, of a learning rate for one."""
-    (v,) = every(lambda v: v.name == "paged_lamb32bit").args[1]
+    (v,) = rows_of(lambda v: v.name == "paged_lamb32bit")
     p, g = (problem.tree(i, shapes={"grouped": SHAPES["grouped"]}) for i in (0, 1))
 
     def loss(learning_rate, tx_of):

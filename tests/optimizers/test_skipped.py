@@ -115,7 +115,7 @@ def test_layers_of_a_stack_are_counted(v):
     assert state.skipped == 9 * len(p)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @every(lambda v: v.paged)
 def test_pieces_of_a_leaf_add_up(v):
     p = {"cut": jnp.ones((1100, 1024)), "grouped": jnp.ones((300, 512))}

@@ -147,7 +147,7 @@ PIECES = [
     if v.name in ("paged_lamb8bit", "paged_lamb32bit")
     for clip in (5, None)
     for kernels in {False, v.bits == 8}
-    for marks in [() if v.bits == 32 and clip else pytest.mark.slow]
+    for marks in [() if v.bits == 32 and clip else pytest.mark.long]
 ]
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from optax_lamblion import StateOptions, scale_by_lamb, scale_by_lion
-from pallas_kernels import codecs, dequantize
+from pallas_kernels import dequantize
+from pallas_kernels.arithmetic import codecs
 from pallas_kernels.arithmetic.dither import Dither, even_digits_for
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -1,0 +1,85 @@
+"""Which tests `./dev test` leaves out, because they take more than a few seconds each.
+
+`./dev test -m slow` runs them, and so does `.ci/run`. Listed here and not in their files, so that
+one sees what they are: whole trainings, whole documents, other processes, kernels in the
+interpreter one by one, and what a claim takes on one more mesh or layout.
+"""
+
+SLOW = (
+    # Whole trainings, documents, processes.
+    "cli/test_compare.py",
+    "cli/test_footprint.py",
+    "cli/test_models.py",
+    "cli/test_train.py",
+    "distributed/",
+    "gpu/",
+    "notebooks/",
+    "optimizers/test_letting_go.py",
+    "optimizers/test_lamb_is_lamb.py::test_its_course_over_200_steps_stays_close_to_optax_lamb",
+    "test_docs.py::test_the_examples_of_a_page_run_and_print_what_it_says",
+    # Kernels in the interpreter: what is left has every rule, codec, way to emit and kind of rest.
+    "kernels/test_broken_numbers.py::test_a_momentum_that_is_no_number_is_seen[*-updates-",
+    "kernels/test_broken_numbers.py::test_what_is_left_alone_is_counted[*-kernels]",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[g=",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[block=",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[p=",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[rule=lamb-shape=(4",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[rule=*-decay=",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[shape=(4",
+    "kernels/test_mosaic.py::test_a_step_can_be_mapped_and_scanned",
+    "kernels/test_pieces.py::test_kernels_do_the_same",
+    "kernels/test_pieces.py::test_pieces_count_what_they_leave_alone[*-mosaic",
+    "kernels/test_places.py::test_shards_step_as_the_leaf_does[kernels",
+    "kernels/test_rules_against_oracle.py::test_a_step_is_what_the_oracle_says[*-mixed-*-kernel]",
+    "kernels/test_rules_against_oracle.py::test_a_step_is_what_the_oracle_says[*_decay-*-kernel]",
+    "kernels/test_rules_against_oracle.py::test_a_step_is_what_the_oracle_says[*huge-*-kernel]",
+    "kernels/test_rules_against_oracle.py::test_a_step_is_what_the_oracle_says[*dynamic-*-kernel]",
+    "optimizers/test_apply_fused.py::test_kernels_write",
+    "optimizers/test_stacked.py::test_kernels_do_what_xla_does",
+    # Pages: every kind of leaf is in what is left, once.
+    "optimizers/test_paged_steps.py::test_a_leaf_without_a_gradient_is_left_alone",
+    "optimizers/test_paged_steps.py::test_bad_elements_stay_as_they_were",
+    "optimizers/test_paged_steps.py::test_kernels_work_on_pages",
+    "optimizers/test_paged_steps.py::test_pages_do_not_change_a_step",
+    "optimizers/test_paged_steps.py::test_same_bits_as_the_resident_variant[*-float32-apply_fused]",
+    "optimizers/test_paged_steps.py::test_same_bits_as_the_resident_variant[*-bfloat16-",
+    "optimizers/test_paged_steps.py::test_updates_have_the_promoted_dtype",
+    "optimizers/test_stacked.py::test_pieces_are_of_several_layers",
+    "optimizers/test_donation_across_memories.py",
+    # Meshes: what is left steps every rule on every mesh and kind of axes.
+    "flax/test_nnx_on_meshes.py",
+    "meshes/test_cut_blocks.py::test_the_step_is_right",
+    "meshes/test_resharding.py",
+    "meshes/test_same_steps.py::test_amsgrad",
+    "meshes/test_same_steps.py::test_bad_elements",
+    "meshes/test_same_steps.py::test_bfloat16",
+    "meshes/test_same_steps.py::test_layers_of_a_stack",
+    "meshes/test_same_steps.py::test_one_scale_for_a_tensor",
+    "meshes/test_same_steps.py::test_percentile_clipping_goes_by_whole_norms",
+    "meshes/test_state_sharding.py",
+    "meshes/test_ways_in.py",
+    "optimizers/test_skipped.py::test_shards_of_a_leaf_add_up",
+    # Checkpoints from every layout, and derivatives.
+    "checkpoints/test_beginning_anew.py",
+    "checkpoints/test_convert_state.py::test_from_every_layout",
+    "checkpoints/test_going_on.py",
+    "checkpoints/test_refusals.py::test_a_checkpoint_with_a_damaged_file_is_whole_or_refused",
+    "checkpoints/test_skipped_count.py",
+    "optimizers/test_derivatives.py::test_derivatives_are_finite",
+)
+"""Beginnings of what tests are called, from this folder on; `*` is anything."""
+
+
+def is_slow(name):
+    """Whether a test is in the list: `kernels/test_mosaic.py::test_zeros_stay_zeros[lion]`."""
+    return any(_begins(name, pattern) for pattern in SLOW)
+
+
+def _begins(name, pattern):
+    at = 0
+    for i, part in enumerate(pattern.split("*")):
+        found = name.find(part, at)
+        if found < 0 or (i == 0 and found):
+            return False
+        at = found + len(part)
+    return True
