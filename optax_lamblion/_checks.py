@@ -1,7 +1,5 @@
 """What is wrong with the arguments of an optimizer, said as early as it can be known."""
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 

@@ -2,16 +2,16 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 
 from optax_lamblion._trees import bools_like, path_string
-from pallas_kernels.dispatch import check_implementation
 from pallas_kernels.arithmetic.blocks import check_block_size
 from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.dispatch import check_implementation
 
-Mask: TypeAlias = Any | Callable[[Any], Any] | None
+type Mask = Any | Callable[[Any], Any] | None
 """A tree of bools like the parameters, or a prefix of it, or a function that makes one of them."""
 
 

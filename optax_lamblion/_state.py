@@ -175,7 +175,9 @@ def _fresh_scales(c, filler, p, slot, on_host):
         return filler.zeros(p, shape, jnp.float32, sharding)
     if shape == p.shape:
         return jnp.zeros_like(p, dtype=jnp.float32)
-    return jnp.zeros(shape, jnp.float32) if sharding is None else zeros(sharding, shape, jnp.float32)
+    return (
+        jnp.zeros(shape, jnp.float32) if sharding is None else zeros(sharding, shape, jnp.float32)
+    )
 
 
 class _Everywhere(NamedTuple):
@@ -190,7 +192,9 @@ class _Everywhere(NamedTuple):
 
     def zeros(self, shape, dtype):
         """Zeros."""
-        return jnp.zeros(shape, dtype) if self.sharding is None else zeros(self.sharding, shape, dtype)
+        return (
+            jnp.zeros(shape, dtype) if self.sharding is None else zeros(self.sharding, shape, dtype)
+        )
 
 
 def _check_param(path, p):

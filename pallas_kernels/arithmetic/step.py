@@ -12,13 +12,19 @@ and in `rules` and `codecs`, so that XLA and a GPU kernel cannot come to differ.
 Slots are `leaf.StoredSlot`, in memory or in registers.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.arithmetic.blocks import spread
-from pallas_kernels.arithmetic.codecs import Codec, decode, decode_raw, decode_raw_root, with_sign_of
+from pallas_kernels.arithmetic.codecs import (
+    Codec,
+    decode,
+    decode_raw,
+    decode_raw_root,
+    with_sign_of,
+)
 from pallas_kernels.arithmetic.ladders import NEAREST
 from pallas_kernels.arithmetic.pieces import can_be_cut, squares, sums_of_squares
 from pallas_kernels.arithmetic.rules import Rule
@@ -157,7 +163,7 @@ def times(values, factors):
 
 
 def scale_times(spec, i, absmax, factor):
-    """What `decode_times` multiplies the codes of slot `i` by, so that values are times a number."""
+    """What `decode_times` multiplies codes of slot `i` by, so that values are times a factor."""
     slot, codec = spec.rule.slots[i], spec.codecs[i]
     factor = jnp.asarray(factor, jnp.float32)
     if _by_root(slot, codec):

@@ -9,8 +9,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.mosaic.tile import Cut, Tile, rests
 from pallas_kernels.arithmetic.pieces import GRAIN, Piece
+from pallas_kernels.mosaic.tile import Cut, Tile, rests
 
 
 class Whole(NamedTuple):

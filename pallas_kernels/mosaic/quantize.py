@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows
 from pallas_kernels.arithmetic.codecs import as_bytes, decode, encode, storable
 from pallas_kernels.arithmetic.hashing import uniform_at
-from pallas_kernels.mosaic.ladders import for_kernel
 from pallas_kernels.arithmetic.ladders import NEAREST
+from pallas_kernels.mosaic.ladders import for_kernel
 from pallas_kernels.mosaic.launch import Small, run_leaf
 from pallas_kernels.mosaic.tile import cut
 

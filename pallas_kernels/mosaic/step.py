@@ -7,7 +7,6 @@ bytes than to keep it. State and parameters are written in place, through refere
 What happens between reading and writing is that of `arithmetic`, as everywhere.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax

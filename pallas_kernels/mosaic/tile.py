@@ -128,8 +128,8 @@ class _Rows:
 
     def row_sums(self, x):
         """The sum of every row, of numbers that are not negative."""
-        # Of magnitudes: XLA's CPU compiler leaves a plain sum to a library, along with what computes
-        # its terms, and that undoes the addition by which codes are rounded.
+        # Of magnitudes: XLA's CPU compiler leaves a plain sum to a library, with what computes its
+        # terms, and that undoes the addition by which codes are rounded.
         return lax.reduce(x, jnp.zeros((), x.dtype), lambda total, y: total + jnp.abs(y), (1,))
 
     def total(self, x):

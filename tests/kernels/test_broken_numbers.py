@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.arithmetic import rules
-from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.xla import step as xla
 from pallas_kernels.arithmetic.codecs import get_codec
-from pallas_kernels.mosaic.tile import TILE
 from pallas_kernels.arithmetic.step import Spec
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.mosaic.tile import TILE
 from tests.kernels.interpreted import interpreted_step
 from tests.kernels.test_mosaic import RULES, Leaf, scalars, xla_step
 from tests.rules import LARS, MOMENTUM

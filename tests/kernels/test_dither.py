@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pallas_kernels.arithmetic import ladders
-from pallas_kernels.mosaic import ladders as kernel_ladders
 from pallas_kernels.arithmetic.codecs import as_bytes, encode, get_codec
 from pallas_kernels.arithmetic.dither import Dither, even_digits_for, fraction
 from pallas_kernels.arithmetic.hashing import uniform
-from pallas_kernels.mosaic.ladders import for_kernel
 from pallas_kernels.arithmetic.ladders import NEAREST
 from pallas_kernels.arithmetic.pieces import GRAIN, Piece
+from pallas_kernels.mosaic import ladders as kernel_ladders
+from pallas_kernels.mosaic.ladders import for_kernel
 from tests import oracles
 from tests.kernels.codec_judge import KINDS
 from tests.kernels.test_places import divided, places

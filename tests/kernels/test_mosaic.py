@@ -14,13 +14,13 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.arithmetic import rules
-from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.xla import step as xla
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither
-from pallas_kernels.mosaic.tile import TILE, Rest, cut
 from pallas_kernels.arithmetic.step import Spec
+from pallas_kernels.mosaic import step as mosaic
+from pallas_kernels.mosaic.tile import TILE, Rest, cut
+from pallas_kernels.xla import step as xla
 from tests import oracles
 from tests.kernels.interpreted import KERNELS, interpreted_step
 from tests.rules import SIGNUM
@@ -168,10 +168,12 @@ def test_a_kernel_does_what_xla_does(kernel, leaf):
     out, expected = (np.asarray(x.astype(jnp.float32), np.float64) for x in (out, expected))
     same = np.all([np.asarray(a) == b for a, b in zip(slots, expected_slots, strict=True)], axis=0)
     # An update is as good as the scales (see above; the root of a second moment, half of that), but
-    # for eight roundings and those of two norms. It is rounded to its dtype, or added to a parameter
-    # and rounded with it; where the two cancel, the parameter is the larger.
+    # for eight roundings and those of two norms. It is rounded to its dtype, or added to a
+    # parameter and rounded with it; where the two cancel, the parameter is the larger.
     p = np.asarray(leaf.arrays()[1].astype(jnp.float32), np.float64) * (leaf.emit == "params")
-    bound = (float(jnp.finfo(eps_of).eps) + (14 / 2 + 7 + 8 + 2) * 2.0**-24) * (np.abs(expected) + np.abs(p))
+    bound = (float(jnp.finfo(eps_of).eps) + (14 / 2 + 7 + 8 + 2) * 2.0**-24) * (
+        np.abs(expected) + np.abs(p)
+    )
     if leaf.emit == "updates" and leaf.decay == "decoupled" and leaf.spec.rule.form == "value":
         # Or the terms of a direction are, which are good to a few roundings.
         bound += 8 * 2.0**-24 * terms(leaf, expected_slots, expected_absmaxes)

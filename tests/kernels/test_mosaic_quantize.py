@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import pallas_kernels
-from pallas_kernels.mosaic import quantize as mosaic_quantize
 from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.mosaic import quantize as mosaic_quantize
 from pallas_kernels.mosaic.tile import INTERPRET
 from tests import oracles
 from tests.kernels.codec_judge import KINDS, check_layout, level_error, sample

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.xla import step as xla
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither
-from pallas_kernels.arithmetic.shards import Place, keeps_blocks
 from pallas_kernels.arithmetic.rules import LAMB
+from pallas_kernels.arithmetic.shards import Place, keeps_blocks
 from pallas_kernels.arithmetic.step import Spec, ratio
+from pallas_kernels.xla import step as xla
 from tests import oracles
 from tests.kernels.interpreted import INTERPRET, interpreted_step, mosaic
 from tests.steps import arrays_of, leaf_of, on_arrays, scalars_of
@@ -140,9 +140,7 @@ class Kernels:
 def test_shards_step_as_the_leaf_does(implementation, shape, shards):
     step = xla if implementation == "xla" else Kernels
     g, p, slots, scales = leaf(shape)
-    whole = (
-        on_arrays(xla.step) if implementation == "xla" else interpreted_step
-    )
+    whole = on_arrays(xla.step) if implementation == "xla" else interpreted_step
     expected = whole(SPEC, g, p, slots, scales, SCALARS, DITHER)
     out, codes, absmaxes = apart(step, shape, shards)
     for x, y in zip(expected.slots, codes, strict=True):

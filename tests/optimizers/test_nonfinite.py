@@ -32,7 +32,9 @@ def cases(among=lambda mode: True):
     """Factories of the variants with fixed bits, in every mode that acts on them."""
     out = []
     for v in VARIANTS:
-        modes = MODES | (ADAM_MODES if "nu" in v.slots else {}) | (LAMB_MODES if v.has_ratio else {})
+        modes = (
+            MODES | (ADAM_MODES if "nu" in v.slots else {}) | (LAMB_MODES if v.has_ratio else {})
+        )
         for mode, extra in modes.items():
             if among(mode) and (v.bits == 8 or mode not in ("tensor_wise", "dynamic")):
                 name = f"{v.name}-{mode}" if mode else v.name

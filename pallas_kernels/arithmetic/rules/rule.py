@@ -42,8 +42,8 @@ class Rule(NamedTuple):
     - `decays(own)`: what the old slots are multiplied by on the way into the new ones, which can be
       made part of their scales.
     - `moments(g, decayed, own)` returns the new slots, from old ones that are multiplied already.
-    - `direction(g, slots, own, divide)` is the direction of the step, before decoupled weight decay;
-      of a rule of the form "sign", what the step is the sign of. The slots are those that it
+    - `direction(g, slots, own, divide)` is the direction of the step before decoupled weight decay,
+      or of a rule of the form "sign" what the step is the sign of. The slots are those that it
       `reads`. New ones come as they were stored, with the square roots of second moments in their
       place: a root of a code is cheaper than the root of what it stands for. `divide(a, b)`, with
       `b >= 0`, is the implementation's.
