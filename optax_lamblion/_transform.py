@@ -175,7 +175,7 @@ class _Rows(NamedTuple):
         given = _leaves_like(tree, params, "`params`", "Call `tx.update(grads, state, params)`")
         mask = _decay_mask(c.mask, params) if c.decays else False
 
-        def columns(suffix):
+        def slots(suffix):
             fields = [slot.name + suffix for slot in c.rule.slots]
             return zip(*(_of_state(tree, state, field) for field in fields), strict=True)
 
@@ -185,8 +185,8 @@ class _Rows(NamedTuple):
             given,
             tree.flatten_up_to(mask) if c.decays else [False] * len(names),
             tree.flatten_up_to(c.chosen.are_stacked(updates)),
-            columns(""),
-            columns("_absmax"),
+            slots(""),
+            slots("_absmax"),
             _of_state(tree, state, "gnorm_history"),
             strict=True,
         )

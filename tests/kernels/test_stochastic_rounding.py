@@ -5,10 +5,13 @@ rounding up with the right probability lets it move. Bounds are in standard devi
 statistic, 6 where a test looks at thousands. Seeds are fixed, so nothing is flaky.
 """
 
+import itertools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pallas_kernels.arithmetic.hashing import uniform, uniform_at
 from tests import oracles
 from tests.kernels.codec_judge import KINDS, decode, dequantize, encode, quantize
 
@@ -107,6 +110,23 @@ def test_the_shape_does_not_decide_the_bits():
         codes, absmax = quantize(x.reshape(shape), signed=False, seed=9)
         np.testing.assert_array_equal(codes.reshape(-1), expected)
         np.testing.assert_array_equal(absmax.reshape(-1), scales)
+
+
+def test_numbers_go_on_beyond_two_to_the_32():
+    """A tensor of more elements does not begin anew."""
+    index = jnp.arange(64, dtype=jnp.uint32)
+    first, *others = (
+        uniform_at(jnp.uint32(5), index, high) for high in (None, jnp.uint32(1), jnp.uint32(2))
+    )
+    seen = [np.asarray(first), *(np.asarray(x) for x in others)]
+    for a, b in itertools.combinations(seen, 2):
+        assert (a != b).mean() > 0.9
+
+
+def test_numbers_are_further_from_0_and_1_than_a_rounding_error():
+    """Or one of them moves a value from the level that it lies on."""
+    numbers = np.asarray(uniform(jnp.uint32(5), (2**20,)))
+    assert numbers.min() >= 2.0**-18 and numbers.max() <= 1 - 2.0**-18
 
 
 def _coins(seed):

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from optax_lamblion import (
+from optax_lamblion import _mesh, (
     StateOptions,
     apply_fused,
     clip_by_percentile,
@@ -268,3 +268,17 @@ def test_kernels_by_name_are_not_mapped_on_a_mesh():
     two = jax.tree.map(lambda x: jnp.stack([x, x]), p)
     with pytest.raises(ValueError, match="neither mapped nor differentiated"):
         jax.jit(jax.vmap(lambda p: apply_fused(tx, p, p, tx.init(p))))(two)
+
+
+@pytest.mark.parametrize("kind", problem.KINDS)
+def test_eager_steps_with_injected_hyperparameters_are_compiled_once(kind):
+    """`optax.inject_hyperparams` builds the optimizer anew in every step."""
+    tx = optax.inject_hyperparams(lion8bit)(1e-3)
+    p = problem.put(problem.params(), problem.make_mesh("4x2", kind))
+    state = tx.init(p)
+    entry = {"auto": _mesh._in_auto, "explicit": _mesh._in_explicit}[kind]
+    compiled = []
+    for _ in range(4):
+        _, state = tx.update(p, state, p)
+        compiled.append(entry._cache_size())
+    assert compiled[-1] == compiled[1]  # the first state may say less of where it is

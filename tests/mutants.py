@@ -1,0 +1,304 @@
+"""Mistakes that the tests have to notice: `./dev mutants`, or some by number, `./dev mutants 3 17`.
+
+Every mutant is one wrong line, tried in a copy of the checkout against the tests whose claim it
+breaks. One that survives is a claim that nothing holds up. It takes about a minute for four.
+"""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+ROOT = pathlib.Path(__file__).parent.parent
+LIMIT = 600
+"""Seconds that the tests of one mutant may take."""
+
+
+class Mutant(NamedTuple):
+    """A mistake, where it is made, and the arguments of pytest that are to notice it."""
+
+    mistake: str
+    path: str
+    right: str
+    wrong: str
+    tests: str
+
+
+ARITHMETIC, MOSAIC, OURS = "pallas_kernels/arithmetic", "pallas_kernels/mosaic", "optax_lamblion"
+KERNELS, OPTIMIZERS = "tests/kernels", "tests/optimizers"
+ORACLE = f"{KERNELS}/test_rules_against_oracle.py"
+XLA = "pallas_kernels/xla/step.py"
+
+MUTANTS = [
+    Mutant(
+        "second moments may become zero, in XLA",
+        XLA,
+        "keep_nonzero=slot.second_moment",
+        "keep_nonzero=False",
+        f"{ORACLE} -k 'lamb8bit-linear-float32 and xla'",
+    ),
+    Mutant(
+        "second moments may become zero, in kernels",
+        f"{MOSAIC}/bodies.py",
+        "keep_nonzero=slot.second_moment",
+        "keep_nonzero=False",
+        f"{ORACLE} -k 'lamb8bit-linear-float32 and kernel'",
+    ),
+    Mutant(
+        "L2 decay is clipped as well",
+        f"{ARITHMETIC}/step.py",
+        "        g = g + s.weight_decay * p\n    return g",
+        "        g = g + (1 if s.grad_scale is None else s.grad_scale) * s.weight_decay * p\n"
+        "    return g",
+        f"{ORACLE} -k 'lamb8bit-percentile_l2_decay and xla'",
+    ),
+    Mutant(
+        "LAMB's decay is left out of the norm",
+        XLA,
+        "ratio = shared.ratio(_sums(given, direction, by_grains=True), given.s)",
+        "ratio = shared.ratio(_sums(given, _direction(given, stored), by_grains=True), given.s)",
+        f"{ORACLE} -k 'lamb32bit-power-float32'",
+    ),
+    Mutant(
+        "a ragged block loses its last element",
+        f"{ARITHMETIC}/blocks.py",
+        "reduce(x[whole:], 0)[None]])",
+        "reduce(x[whole:-1] if x.size - whole > 1 else x[whole:], 0)[None]])",
+        f"{KERNELS}/test_blocks.py",
+    ),
+    Mutant(
+        "eight neighbours share a random number",
+        f"{ARITHMETIC}/hashing.py",
+        "_MULTIPLIER = 0x93D765DD",
+        "_MULTIPLIER = 1",
+        f"{KERNELS}/test_stochastic_rounding.py",
+    ),
+    Mutant(
+        "neighbours have random numbers that depend on each other",
+        f"{ARITHMETIC}/hashing.py",
+        "_MULTIPLIER = 0x93D765DD",
+        "_MULTIPLIER = 5",
+        f"{KERNELS}/test_stochastic_rounding.py",
+    ),
+    Mutant(
+        "random numbers may be 0",
+        f"{ARITHMETIC}/hashing.py",
+        "0x3F800040",
+        "0x3F800000",
+        f"{KERNELS}/test_stochastic_rounding.py",
+    ),
+    Mutant(
+        "random numbers repeat after 2**32 elements",
+        f"{ARITHMETIC}/hashing.py",
+        "key = key ^ mix(high * jnp.uint32(0x9E3779B9))",
+        "key = key",
+        f"{KERNELS}/test_stochastic_rounding.py",
+    ),
+    Mutant(
+        "all leaves are rounded alike",
+        f"{OURS}/_transform.py",
+        "jnp.uint32(zlib.crc32(row.name.encode()))",
+        "jnp.uint32(0)",
+        f"{ORACLE} -k 'every_leaf or lion8bit-power-float32'",
+    ),
+    Mutant(
+        "all steps are rounded alike",
+        f"{OURS}/_transform.py",
+        "Dither(next_count.astype(jnp.uint32),",
+        "Dither(jnp.uint32(7),",
+        f"{ORACLE} -k 'every_leaf or lion8bit-power-float32'",
+    ),
+    Mutant(
+        "slots are rounded alike",
+        f"{ARITHMETIC}/dither.py",
+        "jnp.uint32(STRIDES[slot])",
+        "jnp.uint32(STRIDES[0])",
+        f"{ORACLE} -k 'lamb8bit-power-float32 and xla'",
+    ),
+    Mutant(
+        "blocks of a leaf are rounded alike",
+        f"{ARITHMETIC}/dither.py",
+        "bits = phase + numbers * jnp.uint32(BLOCK_STRIDE)",
+        "bits = phase + numbers * jnp.uint32(0)",
+        f"{ORACLE} -k 'lion8bit-power-float32 and xla'",
+    ),
+    Mutant(
+        "first moments are scrambled as much as second ones",
+        f"{ARITHMETIC}/dither.py",
+        "if slot.second_moment else even_digits_for(decay)",
+        "if True else even_digits_for(decay)",
+        f"{ORACLE} -k 'lion8bit-defaults and xla'",
+    ),
+    Mutant(
+        "a shard counts its blocks from its own beginning",
+        f"{ARITHMETIC}/dither.py",
+        "return self.place.block(numbers, block_size)",
+        "return numbers",
+        f"{KERNELS}/test_places.py -k 'shards_step and xla' -m 'slow or not slow'",
+    ),
+    Mutant(
+        "the ring of norms is one step behind",
+        f"{OURS}/_clipping.py",
+        "history.at[count % HISTORY]",
+        "history.at[(count - 1) % HISTORY]",
+        f"{OPTIMIZERS}/test_clipping.py",
+    ),
+    Mutant(
+        "a norm of zero is recorded",
+        f"{OURS}/_clipping.py",
+        "history = jnp.where(squared > 0, recorded, history)",
+        "history = recorded",
+        f"{OPTIMIZERS}/test_nonfinite.py -k overflow",
+    ),
+    Mutant(
+        "a device with a copy of a shard counts in its norm",
+        f"{OURS}/_mesh.py",
+        "sums = jnp.where(lax.axis_index(axis) == 0, sums, 0)",
+        "sums = sums",
+        "tests/meshes/test_same_steps.py -k 'test_variants and lamb8bit'",
+    ),
+    Mutant(
+        "a converted second moment may become zero",
+        f"{OURS}/_recode.py",
+        "keep_nonzero=slot.second_moment",
+        "keep_nonzero=False",
+        "tests/checkpoints/test_convert_state.py tests/interop/test_from_bitsandbytes.py"
+        " -m 'slow or not slow'",
+    ),
+    Mutant(
+        "Lion takes gradients whose momentum has no inverse",
+        f"{ARITHMETIC}/rules/lion.py",
+        "grad_limit=2.0**126",
+        "grad_limit=2.0**127",
+        f"{OPTIMIZERS}/test_edge_values.py -k huge",
+    ),
+    Mutant(
+        "Adam takes gradients whose square has no inverse",
+        f"{ARITHMETIC}/rules/adam.py",
+        "grad_limit=2.0**63,",
+        "grad_limit=2.0**64,",
+        f"{OPTIMIZERS}/test_edge_values.py -k huge",
+    ),
+    Mutant(
+        "kernels never ask which elements are usable",
+        f"{MOSAIC}/bodies.py",
+        "        total < jnp.inf,\n",
+        "        total <= jnp.inf,\n",
+        f"{KERNELS}/test_mosaic.py -k 'bad_elements'",
+    ),
+    Mutant(
+        "a rule without a trust ratio gets one",
+        f"{MOSAIC}/step.py",
+        "    if rule.ratio:\n        halfway",
+        '    if rule.reads == "new":\n        halfway',
+        f"{KERNELS}/test_mosaic.py -k 'adam and not lamb'",
+    ),
+    Mutant(
+        "a leaf is summed up otherwise than its pieces",
+        XLA,
+        "by_grains=True",
+        "by_grains=False",
+        f"{KERNELS}/test_pieces.py -k 'xla_does and lamb'",
+    ),
+    Mutant(
+        "0 times infinity is a trust ratio",
+        f"{ARITHMETIC}/step.py",
+        "zero = (param_norm == 0) | (update_norm == 0)",
+        "zero = param_norm == 0",
+        f"{OPTIMIZERS}/test_nonfinite.py -k 'without_a_finite and lamb'",
+    ),
+    Mutant(
+        "a cap may lengthen a step",
+        f"{OURS}/_transform.py",
+        "ratio_high=high if c.max_unorm is None else 1.0",
+        "ratio_high=high",
+        f"{ORACLE} -k 'max_unorm and xla'",
+    ),
+    Mutant(
+        "schedules are one step late",
+        f"{OURS}/_transform.py",
+        'leaves = _leaves(c, rows, scales, state.count, count, "params" if apply else "updates")',
+        'leaves = _leaves(c, rows, scales, count, count, "params" if apply else "updates")',
+        f"{OPTIMIZERS}/test_contract.py -k schedules",
+    ),
+    Mutant(
+        "AMSGrad remembers uncorrected second moments",
+        f"{ARITHMETIC}/rules/adam.py",
+        "jnp.maximum(x, v * own.debias2)",
+        "jnp.maximum(x, v)",
+        f"{ORACLE} -k 'lamb32bit-amsgrad'",
+    ),
+    Mutant(
+        "the format of codes is not asked for",
+        f"{OURS}/_layout.py",
+        "if int(version) != FORMAT:",
+        "if False:",
+        f"{OPTIMIZERS}/test_state_errors.py",
+    ),
+    Mutant(
+        "pairs of donated arrays are not put right",
+        f"{OURS}/_steps.py",
+        "streamed[0] = streamed[0].replace(slots=_donation.repair(streamed[0].slots))",
+        "pass",
+        f"{OPTIMIZERS}/test_donation_across_memories.py -m 'slow or not slow'",
+    ),
+    Mutant(
+        "eager steps of injected hyperparameters are compiled anew",
+        f"{OURS}/_steps.py",
+        "tuple(names[key] for key in keys), whole,",
+        "(*(names[key] for key in keys), object()), whole,",
+        "tests/meshes/test_ways_in.py -k injected -m 'slow or not slow'",
+    ),
+]
+
+
+def tried(mutant, folder):
+    """What became of a mutant in a copy of the checkout: killed, survived, or what went wrong."""
+    path = folder / mutant.path
+    text = path.read_text()
+    if mutant.right not in text:
+        return f"is out of date: {mutant.path} has no {mutant.right!r}"
+    path.write_text(text.replace(mutant.right, mutant.wrong))
+    env = os.environ | dict(
+        PYTHONPATH=str(folder),
+        PYTHONDONTWRITEBYTECODE="1",
+        JAX_PLATFORMS="cpu",
+        OPTAX_LAMBLION_DEVICE="cpu",
+    )
+    command = f"{sys.executable} -m pytest -x -q --no-header -p no:cacheprovider {mutant.tests}"
+    try:
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env=env, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return f"survived {LIMIT} s of tests"
+    finally:
+        path.write_text(text)
+    if done.returncode == 0:
+        return "survived"
+    if done.returncode != 1:
+        return f"could not be tried: {(done.stdout + done.stderr).strip().splitlines()[-1]}"
+    failed = [x for x in done.stdout.splitlines() if x.startswith("FAILED")]
+    return f"killed by {failed[0].split(' - ')[0].removeprefix('FAILED ')}"
+
+
+def main(numbers):
+    """Tries mutants, all or those by number; the exit status says whether all were killed."""
+    survived = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name) / "checkout"
+        ignored = shutil.ignore_patterns(".git", ".venv*", "_build", "__pycache__")
+        shutil.copytree(ROOT, folder, ignore=ignored)
+        for i in numbers or range(len(MUTANTS)):
+            result = tried(MUTANTS[i], folder)
+            survived += not result.startswith("killed")
+            print(f"{i:2} {MUTANTS[i].mistake}: {result}", flush=True)
+    print(f"{survived} survived" if survived else "all were killed")
+    return survived > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(x) for x in sys.argv[1:]]))
