@@ -8,8 +8,9 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 
-from optax_lamblion import _mesh, (
+from optax_lamblion import (
     StateOptions,
+    _mesh,
     apply_fused,
     clip_by_percentile,
     lamb,
