@@ -55,7 +55,7 @@ def adamw(
       amsgrad: Divide by the root of the running maximum of the bias-corrected second moment, as
         `optax.scale_by_amsgrad` does. Keeps a third slot.
       adam_w_mode: False adds :math:`\lambda\theta` to the gradient (L2 regularisation) instead of
-        to the update: Adam, as `bitsandbytes.optim.Adam` has it.
+        to the update: Adam, as `torch.optim.Adam` has it.
       bits: 8 stores the moments in 8 bits, 32 or None in 32.
       min_8bit_size: With 8 bits, leaves with fewer elements stay in 32; None means the 4096 of
         `StateOptions`.

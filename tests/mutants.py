@@ -67,7 +67,7 @@ MUTANTS = [
         f"{ARITHMETIC}/blocks.py",
         "reduce(x[whole:], 0)[None]])",
         "reduce(x[whole:-1] if x.size - whole > 1 else x[whole:], 0)[None]])",
-        f"{KERNELS}/test_blocks.py",
+        "tests/test_properties.py -k quantize",
     ),
     Mutant(
         "eight neighbours share a random number",
@@ -281,8 +281,8 @@ def tried(mutant, folder):
         return "survived"
     if done.returncode != 1:
         return f"could not be tried: {(done.stdout + done.stderr).strip().splitlines()[-1]}"
-    failed = [x for x in done.stdout.splitlines() if x.startswith("FAILED")]
-    return f"killed by {failed[0].split(' - ')[0].removeprefix('FAILED ')}"
+    failed = [x for x in done.stdout.splitlines() if x.startswith(("FAILED", "ERROR"))]
+    return f"killed by {failed[0].split(' - ')[0].split(maxsplit=1)[1]}"
 
 
 def main(numbers):

@@ -142,13 +142,29 @@ def test_jax_triton_is_imported_only_when_asked_for():
         assert "jax_triton" not in top_level(imports(path, at_import_time=True)), relative(path)
 
 
-@pytest.mark.parametrize("module", ["rules", "codecs", "ladders", "kernel_ladders"])
-def test_arithmetic_imports_jax_numpy_only(module):
-    """So that a kernel body can call it."""
-    names = imports(ROOT / "pallas_kernels" / f"{module}.py")
-    outside = [name for name in names if name.split(".")[0] not in sys.stdlib_module_names]
-    allowed = r"jax\.numpy\b|pallas_kernels\.(rules|codecs|ladders|kernel_ladders)\b"
-    assert all(re.match(allowed, name) for name in outside)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pallas_kernels/arithmetic").rglob("*.py")), ids=str
+)
+def test_arithmetic_knows_no_memory_and_no_device(path):
+    """So that every implementation can call it, and a kernel body most of it."""
+    outside = [x for x in imports(path) if x.split(".")[0] not in sys.stdlib_module_names]
+    allowed = r"jax(\.numpy|\.lax)?$|jax\.(numpy|lax)\.|numpy|pallas_kernels\.arithmetic\b"
+    assert [x for x in outside if not re.match(allowed, x)] == []
+
+
+@pytest.mark.parametrize(
+    "ladders", ["arithmetic/codecs.py", "arithmetic/ladders.py", "mosaic/ladders.py"]
+)
+def test_what_kernel_bodies_call_imports_jax_numpy_only(ladders):
+    names = imports(ROOT / "pallas_kernels" / ladders)
+    outside = [x for x in names if x.split(".")[0] not in sys.stdlib_module_names]
+    assert all(re.match(r"jax\.numpy\b|pallas_kernels\.arithmetic\.", x) for x in outside)
+
+
+@pytest.mark.parametrize("one, other", [("xla", "mosaic"), ("mosaic", "xla")])
+def test_implementations_know_nothing_of_each_other(one, other):
+    for path in (ROOT / "pallas_kernels" / one).rglob("*.py"):
+        assert not [x for x in imports(path) if x.startswith(f"pallas_kernels.{other}")], path
 
 
 def test_the_library_and_all_commands_but_train_work_without_extras():

@@ -64,7 +64,7 @@ DAMAGED = [
     ),
     damaged("a leaf less", LION, "mu/layer/b", None, "'mu/layer/b'", "missing"),
     damaged("no scales", LAMB, "nu/layer/w", None, "'nu/layer/w'", "missing"),
-    damaged("no count", LION, "count", None, "no state of Lion or LAMB at its top"),
+    damaged("no count", LION, "count", None, "no state of Lion, LAMB or AdamW at its top"),
     damaged("no norms of a leaf", LAMB, "gnorm_history/layer/b", None, "'gnorm_history/layer/b'"),
     damaged(
         "a leaf more", LION, "mu/layer/bias", np.ones(5, np.float32),
@@ -165,7 +165,7 @@ OTHERS = [
         "'skipped'", "no place",
     ),
     other("Adam's", optax.adam(1e-3), lion32bit(), "'0/nu/layer/b'", "no place"),
-    other("another one's", optax.sgd(1e-3, momentum=0.9), lion8bit(), "no state of Lion or LAMB"),
+    other("another one's", optax.sgd(1e-3, momentum=0.9), lion8bit(), "no state of Lion, LAMB or AdamW"),
     other("no state", optax.identity(), lion8bit(), "no"),
     other(
         "a part that is no more", optax.chain(optax.ema(0.9), lion8bit()), lion8bit(),

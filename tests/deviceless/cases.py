@@ -19,8 +19,8 @@ from tests.deviceless.targets import TARGETS
 
 SHAPE = (4096, 4096)
 DTYPES = {"bf16": jnp.bfloat16, "f32": jnp.float32}
-OURS = ("lion8bit", "lamb8bit", "lion32bit", "lamb32bit")
-OPTAX = ("lion", "lamb")
+OURS = ("lion8bit", "lamb8bit", "adamw8bit", "lion32bit", "lamb32bit", "adamw32bit")
+OPTAX = ("lion", "lamb", "adamw")
 # How a step is asked for: (name, fused, implementation).
 MODES = (
     ("apply_fused", True, None),
