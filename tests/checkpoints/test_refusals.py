@@ -165,7 +165,10 @@ OTHERS = [
         "'skipped'", "no place",
     ),
     other("Adam's", optax.adam(1e-3), lion32bit(), "'0/nu/layer/b'", "no place"),
-    other("another one's", optax.sgd(1e-3, momentum=0.9), lion8bit(), "no state of Lion, LAMB or AdamW"),
+    other(
+        "another one's", optax.sgd(1e-3, momentum=0.9), lion8bit(),
+        "no state of Lion, LAMB or AdamW",
+    ),
     other("no state", optax.identity(), lion8bit(), "no"),
     other(
         "a part that is no more", optax.chain(optax.ema(0.9), lion8bit()), lion8bit(),
