@@ -24,13 +24,17 @@ from pallas_kernels.xla import step as xla
 class Implementation(NamedTuple):
     """Code for the steps of leaves. What it is given, and returns, is in `leaf`.
 
-    - `why_not(leaf)`: None if it can step a leaf, or the reason in words.
+    - `platform`: JAX's name of the only platform that it is for, or None.
+    - `why_not_here()`: why it cannot run on the devices of this process, or None.
+    - `why_not(leaf)`: why it cannot step a leaf, or None.
     - `step(leaf)` returns `Stepped`.
     - `moments(leaf)` returns `Halfway`, and `apply(leaf, ratio, tiles)` parameters or updates: the
       two halves that a norm over devices or pages needs. `unknown_tiles(leaf)` stands for what only
       its own `moments` can tell `apply`.
     """
 
+    platform: str | None
+    why_not_here: Callable[[], str | None]
     why_not: Callable[[Leaf], str | None]
     step: Callable[[Leaf], Stepped]
     moments: Callable[[Leaf], Halfway]
@@ -38,16 +42,44 @@ class Implementation(NamedTuple):
     unknown_tiles: Callable[[Leaf], Any] = lambda leaf: None
 
 
+@functools.cache
+def _gpus():
+    try:
+        return jax.devices("cuda")
+    except RuntimeError:
+        return []
+
+
+_OLDEST = 8.0
+"""The compute capability that the instructions of Mosaic's kernels need."""
+
+
+def _why_not_gpu():
+    for gpu in _gpus():
+        if float(gpu.compute_capability) < _OLDEST:
+            return (
+                f"the kernels need compute capability {_OLDEST}, and {gpu.device_kind} has "
+                f"{gpu.compute_capability}"
+            )
+    return None
+
+
 IMPLEMENTATIONS = {
     "mosaic": Implementation(
-        mosaic.why_not, mosaic.step, mosaic.moments, mosaic.apply, mosaic.unknown_tiles
+        "cuda",
+        lambda: _why_not_gpu(),
+        mosaic.why_not,
+        mosaic.step,
+        mosaic.moments,
+        mosaic.apply,
+        mosaic.unknown_tiles,
     ),
-    "xla": Implementation(xla.why_not, xla.step, xla.moments, xla.apply),
+    "xla": Implementation(None, lambda: None, xla.why_not, xla.step, xla.moments, xla.apply),
 }
 """By name, the fastest first. The last one runs everywhere."""
 
-_OLDEST = 8.0
-"""The compute capability that the instructions of the kernels need."""
+GENERAL = list(IMPLEMENTATIONS)[-1]
+"""The one that runs everywhere."""
 
 
 # Inner jits: steps of equal shape share one trace and one lowering.
@@ -75,45 +107,66 @@ def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
 
 
 def _run(method, leaf, *args):
-    kernels, general = IMPLEMENTATIONS["mosaic"], IMPLEMENTATIONS["xla"]
-    why_not = kernels.why_not(leaf)
-
-    def by_xla(leaf, *args):
-        out = getattr(general, method)(leaf, *args)
-        if method == "moments" and why_not is None:
-            out = out._replace(tiles=kernels.unknown_tiles(leaf))
-        return out
-
     implementation = leaf.spec.implementation
     if leaf.size < TILE or not leaf.coded:
-        implementation = "xla"
-    return choose(implementation, why_not, getattr(kernels, method), by_xla, (leaf, *args))
+        implementation = GENERAL
+    why_not = {name: entry.why_not(leaf) for name, entry in IMPLEMENTATIONS.items()}
+    calls = {name: getattr(entry, method) for name, entry in IMPLEMENTATIONS.items()}
+    chosen = choice(implementation, why_not)
+
+    def general(leaf, *args):
+        out = calls[GENERAL](leaf, *args)
+        if method == "moments":  # with what stands for what the other one knows
+            out = out._replace(tiles=IMPLEMENTATIONS[chosen].unknown_tiles(leaf))
+        return out
+
+    return call(chosen, implementation, {**calls, GENERAL: general}, (leaf, *args))
 
 
-def choose(implementation, why_not, kernel, general, arrays):
-    """Calls the function that an implementation means, `kernel` or `general`, on the arrays.
+def choice(implementation, why_not) -> str:
+    """The name of the implementation that is meant.
 
     Args:
-      implementation: A key of `IMPLEMENTATIONS`, or None for the kernel where it can run.
-      why_not: Why the kernel cannot run on these arrays, or None.
-      kernel: The function for NVIDIA GPUs.
-      general: The function for everything else, with the same results.
-      arrays: The arguments.
+      implementation: A key of `IMPLEMENTATIONS`, or None for the first that can run.
+      why_not: For each by name why it cannot take these arrays, or None.
 
     Raises:
-      ValueError: There is no such implementation, or it is `"mosaic"` and cannot run. Where it can
-        run in principle, this is known, and raised, when the function is compiled for a device.
+      ValueError: There is no such implementation, or it cannot run.
     """
     check_implementation(implementation)
-    if implementation == "mosaic":
-        if why := why_not or _why_not_gpu():
-            raise ValueError(f'`implementation="mosaic"` cannot run this: {why}. {_REMEDY}')
-        return platform_dependent(*arrays, cuda=kernel, default=_refusing(general))
-    if implementation == "xla" or why_not or _why_not_gpu() or _is_distributed(arrays):
-        return general(*arrays)
-    if not (_gpus() or _compiles_for_gpu()):
-        return general(*arrays)  # tracing kernels that nobody will run takes time, too
-    return platform_dependent(*arrays, cuda=kernel, default=general)
+    if implementation is not None:
+        if why := why_not[implementation] or IMPLEMENTATIONS[implementation].why_not_here():
+            raise ValueError(
+                f'`implementation="{implementation}"` cannot run this: {why}. {_REMEDY}'
+            )
+        return implementation
+    here = _compiles_for()
+    for name, entry in IMPLEMENTATIONS.items():
+        reachable = entry.platform is None or entry.platform in here
+        if reachable and not (why_not[name] or entry.why_not_here()):
+            return name
+    return GENERAL
+
+
+def call(chosen, implementation, calls, arrays):
+    """Calls the function of an implementation on arrays, where they are compiled for its platform.
+
+    Args:
+      chosen: The `choice`.
+      implementation: What was asked for. If it is a name, nothing else will do: this is known, and
+        a `ValueError`, when the function is compiled for a device.
+      calls: A function for each by name, all with results of the same types.
+      arrays: The arguments.
+    """
+    platform, general = IMPLEMENTATIONS[chosen].platform, calls[GENERAL]
+    if platform is None:
+        return calls[chosen](*arrays)
+    if implementation is None:
+        if _is_distributed(arrays):
+            return general(*arrays)
+        return platform_dependent(*arrays, default=general, **{platform: calls[chosen]})
+    refused = _refusing(chosen, general)
+    return platform_dependent(*arrays, default=refused, **{platform: calls[chosen]})
 
 
 def check_implementation(implementation):
@@ -139,28 +192,14 @@ def describe():
     return "mosaic", f"the GPU's compute capability is {capability}, and kernels move fewer bytes"
 
 
-@functools.cache
-def _gpus():
-    try:
-        return jax.devices("cuda")
-    except RuntimeError:
-        return []
+def _compiles_for():
+    """The platforms that a program can be compiled for: tracing for others takes time, too.
 
-
-def _compiles_for_gpu():
-    """Whether the mesh in use is of GPUs that need not be here, as when compiling ahead of time."""
+    Those of GPUs that are here, or that the mesh in use names when compiling ahead of time.
+    """
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device is not None and device.platform in ("gpu", "cuda")
-
-
-def _why_not_gpu():
-    for gpu in _gpus():
-        if float(gpu.compute_capability) < _OLDEST:
-            return (
-                f"the kernels need compute capability {_OLDEST}, and {gpu.device_kind} has "
-                f"{gpu.compute_capability}"
-            )
-    return None
+    named = device is not None and device.platform in ("gpu", "cuda")
+    return {"cuda"} if named or _gpus() else set()
 
 
 def _is_distributed(arrays):
@@ -179,28 +218,31 @@ _REMEDY = (
 )
 
 # Both branches of `platform_dependent` are traced, so it takes a primitive to fail in one of them.
-_refusal = Primitive("mosaic_cannot_run")
+_refusal = Primitive("implementation_cannot_run")
 _refusal.multiple_results = True
-_refusal.def_abstract_eval(lambda *, out: out)
+_refusal.def_abstract_eval(lambda *, name, out: out)
+
+_NEEDS = {"cuda": "an NVIDIA GPU"}
 
 
-def _refuse(context, *, out):
+def _refuse(context, *, name, out):
     platforms = " and ".join(context.module_context.platforms)
+    needed = _NEEDS.get(IMPLEMENTATIONS[name].platform or "", "another device")
     raise ValueError(
-        '`implementation="mosaic"` needs an NVIDIA GPU, and this step is compiled for '
-        f"{platforms}. {_REMEDY}"
+        f'`implementation="{name}"` needs {needed}, and this step is compiled for {platforms}. '
+        f"{_REMEDY}"
     )
 
 
 mlir.register_lowering(_refusal, _refuse)
 
 
-def _refusing(general):
+def _refusing(name, general):
     """A function with the results of `general` that cannot be compiled."""
 
     def refused(*arrays):
         out, tree = jax.tree.flatten(jax.eval_shape(general, *arrays))
         avals = tuple(jax.typeof(jax.ShapeDtypeStruct(x.shape, x.dtype)) for x in out)
-        return tree.unflatten(_refusal.bind(out=avals))
+        return tree.unflatten(_refusal.bind(name=name, out=avals))
 
     return refused

@@ -81,13 +81,13 @@ _STATIC = ("block_size", "codec", "keep_nonzero", "implementation")
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _quantize(x, key, block_size, codec, keep_nonzero, implementation):
     static = dict(block_size=block_size, codec=codec, keep_nonzero=keep_nonzero)
-    return dispatch.choose(
-        implementation,
-        why_not_array(x, block_size),
-        functools.partial(mosaic.quantize, **static),
-        functools.partial(xla.quantize, **static),
-        (x, key),
+    calls = dict(
+        mosaic=functools.partial(mosaic.quantize, **static),
+        xla=functools.partial(xla.quantize, **static),
     )
+    why_not = dict(mosaic=why_not_array(x, block_size), xla=None)
+    chosen = dispatch.choice(implementation, why_not)
+    return dispatch.call(chosen, implementation, calls, (x, key))
 
 
 def _key(seed):
@@ -153,10 +153,11 @@ def dequantize(
 @functools.partial(jax.jit, static_argnames=("block_size", "codec", "dtype", "implementation"))
 def _dequantize(codes, absmax, block_size, codec, dtype, implementation):
     static = dict(block_size=block_size, codec=codec, dtype=dtype)
-    return dispatch.choose(
-        implementation or "xla",
-        why_not_array(codes, block_size, dtype),
-        functools.partial(mosaic.dequantize, **static),
-        functools.partial(xla.dequantize, **static),
-        (codes, absmax),
+    calls = dict(
+        mosaic=functools.partial(mosaic.dequantize, **static),
+        xla=functools.partial(xla.dequantize, **static),
     )
+    implementation = implementation or dispatch.GENERAL
+    why_not = dict(mosaic=why_not_array(codes, block_size, dtype), xla=None)
+    chosen = dispatch.choice(implementation, why_not)
+    return dispatch.call(chosen, implementation, calls, (codes, absmax))

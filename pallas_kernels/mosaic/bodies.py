@@ -67,19 +67,21 @@ def signs_body(at: Context, read, written, out, sums):
 
 
 def moments_body(at: Context, read, written, out, sums):
-    """New moments, the sums of squares of direction and parameters, and what was skipped."""
+    """New moments, what was skipped, and for a ratio the squares of direction and parameters."""
     spec, tile, s, _ = at
 
     def finish(new, squares_of_p):
         stored = _store_moments(at, new, written["state"])
-        direction = _rough_direction(at, given.g, *stored)
-        direction = shared.decayed(spec, direction, new.usable, given.p, s)
-        sums[tile.number, UPDATE] = tile.sum(direction * direction)
-        sums[tile.number, PARAM] = squares_of_p
+        if spec.rule.ratio:
+            direction = _rough_direction(at, given.g, *stored)
+            direction = shared.decayed(spec, direction, new.usable, given.p, s)
+            sums[tile.number, UPDATE] = tile.sum(direction * direction)
+            sums[tile.number, PARAM] = squares_of_p
         _count(tile, new, sums)
 
     given = _load(at, read["g"], read["p"], written["state"])
-    _by_usability(at, given, finish, tile.row_sums(given.p * given.p))
+    squares = tile.row_sums(given.p * given.p) if spec.rule.ratio else 0.0
+    _by_usability(at, given, finish, squares)
 
 
 def apply_body(at: Context, read, written, out, sums):

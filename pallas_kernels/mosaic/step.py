@@ -105,10 +105,11 @@ def _signs(call):
 
 def _new_state(call):
     """`(slots, sums)` of the first pass of a step that goes by its new slots."""
-    rows = call.rows
-    read, written = dict(g=rows.g, p=rows.p), dict(state=rows.slots)
-    name = f"{call.spec.rule.name}_moments"
-    _, written, sums = call(name, bodies.moments_body, read, written, sums=3)
+    rows, spec = call.rows, call.spec
+    needs_p = spec.rule.ratio or spec.decay == "coupled"
+    read, written = dict(g=rows.g, p=rows.p if needs_p else None), dict(state=rows.slots)
+    name, count = f"{spec.rule.name}_moments", 3 if spec.rule.ratio else int(spec.count_skipped)
+    _, written, sums = call(name, bodies.moments_body, read, written, sums=count)
     return call.stored(written["state"]), sums
 
 

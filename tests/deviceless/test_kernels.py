@@ -110,7 +110,8 @@ def design_bytes(rule, p, g, emit):
         return state + 2 * p
     # Without amsgrad both slots go into the direction; with it, the first and the third.
     second = p + 2 * (1 + 4 / 256)
-    return state + p + second + (p if emit == "params" else g + update)
+    first = p if RULES[rule].ratio else 0  # whose norm is a part of the ratio
+    return state + first + second + (p if emit == "params" else g + update)
 
 
 @BOTH_EMIT

@@ -18,10 +18,13 @@ interpreted_step = on_arrays(functools.partial(mosaic.step, interpret=INTERPRET)
 """`mosaic.step` on a CPU, as a function of arrays."""
 
 
-def _choose(implementation, why_not, kernel, general, arrays):
-    if implementation == "xla" or why_not:
-        return general(*arrays)
-    return functools.partial(kernel, interpret=INTERPRET)(*arrays)
+def _choice(implementation, why_not):
+    return "xla" if implementation == "xla" or why_not["mosaic"] else "mosaic"
+
+
+def _call(chosen, implementation, calls, arrays):
+    kwargs = dict(interpret=INTERPRET) if chosen == "mosaic" else {}
+    return calls[chosen](*arrays, **kwargs)
 
 
 @contextlib.contextmanager
@@ -31,8 +34,8 @@ def interpreted():
     Paged ones are not to be jitted.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "choose", _choose)
-
+        patch.setattr(dispatch, "choice", _choice)
+        patch.setattr(dispatch, "call", _call)
         for name in ("step", "moments", "apply"):
             patch.setattr(dispatch, name, _traced_anew(getattr(dispatch, name)))
         # Not as one program: JAX cannot compile the interpreter's callbacks, which have an order,

@@ -196,6 +196,15 @@ def test_bad_elements_stay_as_they_were(kernel, rule, codec):
 
 
 @RUN
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if not rule.ratio])
+def test_without_decay_updates_need_no_parameters(kernel, rule):
+    leaf = Leaf(rule, decay=None, emit="updates")
+    g, p, *others = leaf.arrays()
+    step = jax.jit(functools.partial(kernel, leaf.spec))
+    jax.tree.map(np.testing.assert_array_equal, step(g, None, *others), step(g, p, *others))
+
+
+@RUN
 @pytest.mark.parametrize("rule", RULES)
 def test_zeros_stay_zeros(kernel, rule):
     leaf = Leaf(rule)
