@@ -1,6 +1,9 @@
 """Lion, LAMB and AdamW for JAX with 8-bit state, as Optax gradient transformations."""
 
-from optax_lamblion._adamw import (
+from optax_lamblion._checkpoints.bitsandbytes.export import to_bitsandbytes
+from optax_lamblion._checkpoints.bitsandbytes.load import from_bitsandbytes
+from optax_lamblion._checkpoints.conversion import convert_state, restore_target
+from optax_lamblion._optimizers.adamw import (
     adamw,
     adamw8bit,
     adamw32bit,
@@ -9,12 +12,9 @@ from optax_lamblion._adamw import (
     paged_adamw32bit,
     scale_by_adam,
 )
-from optax_lamblion._bitsandbytes.export import to_bitsandbytes
-from optax_lamblion._bitsandbytes.load import from_bitsandbytes
-from optax_lamblion._clipping import ClipByPercentileState, clip_by_percentile
-from optax_lamblion._conversion import convert_state, restore_target
-from optax_lamblion._fused import apply_fused
-from optax_lamblion._lamb import (
+from optax_lamblion._optimizers.clipping import clip_by_percentile
+from optax_lamblion._optimizers.fused import apply_fused
+from optax_lamblion._optimizers.lamb import (
     lamb,
     lamb8bit,
     lamb32bit,
@@ -23,7 +23,7 @@ from optax_lamblion._lamb import (
     paged_lamb32bit,
     scale_by_lamb,
 )
-from optax_lamblion._lion import (
+from optax_lamblion._optimizers.lion import (
     lion,
     lion8bit,
     lion32bit,
@@ -32,10 +32,10 @@ from optax_lamblion._lion import (
     paged_lion32bit,
     scale_by_lion,
 )
-from optax_lamblion._options import StateOptions
-from optax_lamblion._report import StateReport, state_report
-from optax_lamblion._sharding import state_sharding
-from optax_lamblion._state import AdamState, LambState, LionState
+from optax_lamblion._state.options import StateOptions
+from optax_lamblion._state.report import StateReport, state_report
+from optax_lamblion._state.sharding import state_sharding
+from optax_lamblion._state.types import AdamState, ClipByPercentileState, LambState, LionState
 
 __version__ = "0.1.0.dev0"
 

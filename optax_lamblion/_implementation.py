@@ -2,7 +2,7 @@
 
 import jax
 
-from optax_lamblion._placement import KIND, memory_kinds
+from optax_lamblion._paging.memory import KIND, memory_kinds
 from pallas_kernels import dispatch
 from pallas_kernels.mosaic.tile import TILE, why_not_blocks
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from optax_lamblion import _pages
-from optax_lamblion._splits import split_for
+from optax_lamblion._mesh.splits import split_for
+from optax_lamblion._paging import pages
 from pallas_kernels.arithmetic.pieces import GRAIN
 from pallas_kernels.arithmetic.shards import Place, keeps_blocks
 from tests import oracles
@@ -131,9 +131,9 @@ def test_a_split_divides_evenly_and_cuts_no_block(given, data):
     st.integers(1, 4),
 )
 def test_every_element_is_on_one_page_for_every_part(leaves, page_bytes, in_flight):
-    extents = [_pages.Extent(n, 2 * n, 2 * n, can, two) for n, can, two in leaves]
-    pages = _pages.make(extents, page_bytes, in_flight)
-    parts = list(itertools.chain.from_iterable(pages))
+    extents = [pages.Extent(n, 2 * n, 2 * n, can, two) for n, can, two in leaves]
+    made = pages.make(extents, page_bytes, in_flight)
+    parts = list(itertools.chain.from_iterable(made))
     for i, extent in enumerate(extents):
         mine = [part for part in parts if part.leaf == i]
         if [part.phase for part in mine] == ["whole"]:

@@ -13,8 +13,8 @@ import numpy as np
 
 import optax_lamblion
 from optax_lamblion import StateOptions
-from optax_lamblion._bitsandbytes import files
-from optax_lamblion._bitsandbytes.arrays import CAP_NORM, parameter_numbers, slots_of
+from optax_lamblion._checkpoints.bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes.arrays import CAP_NORM, parameter_numbers, slots_of
 from optax_lamblion.cli._errors import CommandError, require_extra
 from optax_lamblion.cli._output import Table, print_json, print_table
 from pallas_kernels.arithmetic.codecs import CODEC_NAMES

@@ -17,7 +17,7 @@ from optax_lamblion import (
     from_bitsandbytes,
     lion8bit,
 )
-from optax_lamblion._bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes import files
 from optax_lamblion.cli import main
 from tests.interop import loading, problem
 

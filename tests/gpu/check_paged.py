@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_lamblion import apply_fused
-from optax_lamblion._placement import DEVICE, KIND
+from optax_lamblion._paging.memory import DEVICE, KIND
 from pallas_kernels.arithmetic.pieces import GRAIN
 from tests.gpu import paging
 from tests.gpu.check_program import plain, same

@@ -8,7 +8,7 @@ import jax
 import optax
 from jax import lax
 
-from optax_lamblion._placement import DEVICE, HOST
+from optax_lamblion._paging.memory import DEVICE, HOST
 
 
 def leaf_by_leaf(tx):

@@ -11,8 +11,9 @@ from jax.sharding import SingleDeviceSharding
 
 import optax_lamblion
 from optax_lamblion import StateOptions
-from optax_lamblion._pages import extent_of, make
-from optax_lamblion._placement import HOST, KIND, which_are_paged
+from optax_lamblion._paging.memory import HOST, KIND
+from optax_lamblion._paging.pages import extent_of, make
+from optax_lamblion._paging.placement import which_are_paged
 from pallas_kernels.arithmetic import rules
 from pallas_kernels.arithmetic.pieces import GRAIN
 from pallas_kernels.leaf import StoredSlot

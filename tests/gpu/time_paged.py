@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from optax_lamblion._options import StateOptions
-from optax_lamblion._placement import DEVICE, HOST, KIND
+from optax_lamblion._paging.memory import DEVICE, HOST, KIND
+from optax_lamblion._state.options import StateOptions
 from tests.gpu import floors, offload, paging
 from tests.gpu.time_ours import DTYPES, elements, large_leaves, stepping, trees
 from tests.gpu.timing import Program

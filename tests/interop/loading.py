@@ -15,7 +15,7 @@ from optax_lamblion import (
     lion8bit,
     lion32bit,
 )
-from optax_lamblion._bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes import files
 from tests import oracles
 from tests.interop import problem
 

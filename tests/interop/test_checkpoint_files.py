@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_lamblion._bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes import files
 from tests.interop.loading import FOLDER
 
 
@@ -41,7 +41,7 @@ import sys, types
 package = types.ModuleType("optax_lamblion")
 package.__path__ = {[*map(str, sys.modules["optax_lamblion"].__path__)]}
 sys.modules["optax_lamblion"] = package
-from optax_lamblion._bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes import files
 checkpoint = files.read({str(FOLDER / "lion8bit.safetensors")!r})
 assert len(checkpoint["state"]) == 4
 assert not {{"jax", "torch", "optax", "pallas_kernels"}} & set(sys.modules), sys.modules

@@ -16,7 +16,7 @@ from optax_lamblion import (
     paged_lion8bit,
     state_report,
 )
-from optax_lamblion._bitsandbytes.slots import our_codes, their_codes, their_map
+from optax_lamblion._checkpoints.bitsandbytes.slots import our_codes, their_codes, their_map
 from pallas_kernels import dequantize
 from tests import oracles
 from tests.interop import cuda_steps, loading, problem

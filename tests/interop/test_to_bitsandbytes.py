@@ -15,7 +15,7 @@ from optax_lamblion import (
     paged_lion8bit,
     to_bitsandbytes,
 )
-from optax_lamblion._bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes import files
 from tests import oracles
 from tests.interop import loading, problem, write_exported
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_lamblion import StateOptions, lion8bit, lion32bit, to_bitsandbytes
-from optax_lamblion._bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes import files
 from tests.interop import problem
 
 FOLDER = pathlib.Path(__file__).parent / "exported"

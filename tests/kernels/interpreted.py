@@ -6,7 +6,7 @@ import functools
 import jax
 import pytest
 
-from optax_lamblion import _stream
+from optax_lamblion._steps import stream
 from pallas_kernels import dispatch
 from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.mosaic.tile import INTERPRET
@@ -40,7 +40,7 @@ def interpreted():
             patch.setattr(dispatch, name, _traced_anew(getattr(dispatch, name)))
         # Not as one program: JAX cannot compile the interpreter's callbacks, which have an order,
         # into one that has results in host memory.
-        patch.setattr(_stream, "run", _stream.run.__wrapped__)
+        patch.setattr(stream, "run", stream.run.__wrapped__)
         yield
 
 

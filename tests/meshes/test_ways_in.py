@@ -10,7 +10,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from optax_lamblion import (
     StateOptions,
-    _mesh,
     apply_fused,
     clip_by_percentile,
     lamb,
@@ -20,6 +19,7 @@ from optax_lamblion import (
     paged_lion8bit,
     state_sharding,
 )
+from optax_lamblion._mesh import ways_in
 from tests.meshes import problem
 from tests.meshes.problem import P
 
@@ -277,7 +277,7 @@ def test_eager_steps_with_injected_hyperparameters_are_compiled_once(kind):
     tx = optax.inject_hyperparams(lion8bit)(1e-3)
     p = problem.put(problem.params(), problem.make_mesh("4x2", kind))
     state = tx.init(p)
-    entry = {"auto": _mesh._in_auto, "explicit": _mesh._in_explicit}[kind]
+    entry = {"auto": ways_in._in_auto, "explicit": ways_in._in_explicit}[kind]
     compiled = []
     for _ in range(4):
         _, state = tx.update(p, state, p)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from optax_lamblion import LionState, StateOptions, apply_fused
-from optax_lamblion._transform import Settings, make
+from optax_lamblion._optimizers.transform import Settings, make
 from tests import oracles
 from tests.kernels.interpreted import interpreted
 from tests.meshes import problem as meshes

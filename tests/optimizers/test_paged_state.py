@@ -11,14 +11,8 @@ import orbax.checkpoint
 import pytest
 
 import optax_lamblion
-from optax_lamblion import (
-    StateOptions,
-    _placement,
-    apply_fused,
-    paged_lion,
-    paged_lion8bit,
-    state_report,
-)
+from optax_lamblion import StateOptions, apply_fused, paged_lion, paged_lion8bit, state_report
+from optax_lamblion._paging import filler, placement
 from tests.optimizers import problem
 from tests.variants import every, rows_of
 
@@ -91,8 +85,8 @@ def test_a_compiled_init_fills_every_page(size, dtype):
 
     @jax.jit
     def make(p):
-        filler = _placement.Filler(2**20)
-        return [filler.zeros(p, (size,), dtype) for _ in range(2)]
+        fill = filler.Filler(2**20)
+        return [fill.zeros(p, (size,), dtype) for _ in range(2)]
 
     for x in make(jnp.zeros(3)):
         assert x.dtype == dtype and x.sharding.memory_kind == HOST
@@ -353,7 +347,7 @@ def test_the_substitute_steps_with_the_mean_gradient(v):
 
 @paged
 def test_a_platform_without_pinned_memory_is_named(v, monkeypatch):
-    monkeypatch.setattr(_placement, "memory_kinds", lambda device: {"device"})
+    monkeypatch.setattr(placement, "memory_kinds", lambda device: {"device"})
     resident = v.resident.name if v.bits == 8 else v.family
     message = f'"{HOST}", which cpu does not have; it has device. Use `{resident}`'
     for init in (v().init, jax.jit(v().init)):

@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from optax_lamblion import StateOptions, _stream, apply_fused
+from optax_lamblion import StateOptions, apply_fused
+from optax_lamblion._steps import stream
 from pallas_kernels import dispatch
 from tests.kernels.interpreted import interpreted
 from tests.optimizers import problem
@@ -201,7 +202,7 @@ def fault(monkeypatch):
         return step(leaf.replace(g=g))
 
     monkeypatch.setattr(dispatch, "step", failing)
-    monkeypatch.setattr(_stream, "run", jax.jit(_stream.run.__wrapped__, static_argnums=0))
+    monkeypatch.setattr(stream, "run", jax.jit(stream.run.__wrapped__, static_argnums=0))
 
 
 @paged

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from optax_lamblion import _pages
-from optax_lamblion._pages import Extent
+from optax_lamblion._paging import pages
+from optax_lamblion._paging.pages import Extent
 from pallas_kernels.arithmetic.pieces import CUTTABLE, GRAIN
 
 IN_FLIGHT = 2
@@ -28,9 +28,9 @@ def extents(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_every_element_is_on_a_page_once_for_every_part(seed):
     leaves = extents(seed)
-    pages = _pages.make(leaves, PAGE, IN_FLIGHT)
+    made = pages.make(leaves, PAGE, IN_FLIGHT)
     for i, leaf in enumerate(leaves):
-        parts = [part for page in pages for part in page if part.leaf == i]
+        parts = [part for page in made for part in page if part.leaf == i]
         if not leaf.pieces(ROOM):
             assert [part.phase for part in parts] == ["whole"]
             continue
@@ -45,7 +45,7 @@ def test_every_element_is_on_a_page_once_for_every_part(seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_no_page_is_larger_than_asked_for(seed):
     leaves = extents(seed)
-    for page in _pages.make(leaves, PAGE, IN_FLIGHT):
+    for page in pages.make(leaves, PAGE, IN_FLIGHT):
         room = 0
         for part in page:
             leaf = leaves[part.leaf]
@@ -60,8 +60,8 @@ def test_no_page_is_larger_than_asked_for(seed):
 
 def test_small_leaves_share_a_page():
     leaves = [Extent(300_000, 300_000, 300_000)] * 7
-    pages = _pages.make(leaves, PAGE, IN_FLIGHT)
-    assert [[part.leaf for part in page] for page in pages] == [[0, 1, 2], [3, 4, 5], [6]]
+    made = pages.make(leaves, PAGE, IN_FLIGHT)
+    assert [[part.leaf for part in page] for page in made] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
 def test_pieces_are_as_few_and_as_even_as_can_be():
@@ -73,14 +73,14 @@ def test_pieces_are_as_few_and_as_even_as_can_be():
 def test_pieces_of_a_leaf_are_apart_where_there_are_others():
     """So that one is fetched while another is stored, which an array alone does not allow."""
     leaf = Extent(8 * 2**20, 8 * 2**20, 8 * 2**20)
-    order = [page[0].leaf for page in _pages.make([leaf] * 3, PAGE * 2, IN_FLIGHT)]
+    order = [page[0].leaf for page in pages.make([leaf] * 3, PAGE * 2, IN_FLIGHT)]
     assert len(order) == 3 * 4 and all(len({*order[i : i + 3]}) == 3 for i in range(len(order) - 2))
     # And what is large is not left for the end.
     small = Extent(10**6, 10**6, 10**6)
-    order = [page[0].leaf for page in _pages.make([small] * 6 + [leaf], PAGE * 2, IN_FLIGHT)]
+    order = [page[0].leaf for page in pages.make([small] * 6 + [leaf], PAGE * 2, IN_FLIGHT)]
     assert np.diff(np.flatnonzero(np.asarray(order) == 6)).min() >= 2
-    assert [page[0].leaf for page in _pages.make([leaf], PAGE * 2, IN_FLIGHT)] == [0, 0, 0, 0]
+    assert [page[0].leaf for page in pages.make([leaf], PAGE * 2, IN_FLIGHT)] == [0, 0, 0, 0]
 
 
 def test_the_order_is_that_of_the_sizes_alone():
-    assert _pages.make(extents(3), PAGE, IN_FLIGHT) == _pages.make(extents(3), PAGE, IN_FLIGHT)
+    assert pages.make(extents(3), PAGE, IN_FLIGHT) == pages.make(extents(3), PAGE, IN_FLIGHT)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optax_lamblion import lamb8bit, lion8bit, paged_lion8bit, state_report, state_sharding
-from optax_lamblion._report import MOST_ROWS
+from optax_lamblion._state.report import MOST_ROWS
 
 
 def tree_of(count, shape=(64, 256)):

@@ -14,5 +14,5 @@ _package = types.ModuleType("optax_lamblion")
 _package.__path__ = [str(ROOT / "optax_lamblion")]
 sys.modules.setdefault("optax_lamblion", _package)
 
-arrays = importlib.import_module("optax_lamblion._bitsandbytes.arrays")
-files = importlib.import_module("optax_lamblion._bitsandbytes.files")
+arrays = importlib.import_module("optax_lamblion._checkpoints.bitsandbytes.arrays")
+files = importlib.import_module("optax_lamblion._checkpoints.bitsandbytes.files")

@@ -1,0 +1,256 @@
+"""Checkpoints of bitsandbytes' Lion, LAMB and AdamW, and what becomes of them here."""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_lamblion._checkpoints.bitsandbytes import files
+from optax_lamblion._checkpoints.bitsandbytes.arrays import as_arrays, parameter_numbers
+from optax_lamblion._checkpoints.bitsandbytes.slots import (
+    MOMENTS,
+    adapts,
+    our_absmax,
+    our_codes,
+    unpack,
+)
+from optax_lamblion._checkpoints.places import put, with_places
+from optax_lamblion._checkpoints.recode import (
+    SLOTS,
+    Source,
+    Stored,
+    fill,
+    is_ours,
+    layout_in,
+    stored_leaves,
+)
+from optax_lamblion._paging.memory import abstract_state
+from optax_lamblion._state.names import first_names, path_string
+
+
+def from_bitsandbytes(
+    checkpoint: Any,
+    params: Any,
+    tx: Any,
+    *,
+    names: Sequence[str] | Mapping[Any, str] | None = None,
+    adapt: Callable[[str, np.ndarray], np.ndarray] | None = None,
+    key: str | None = None,
+    order: str | None = None,
+    block_size: int | None = None,
+    allow_missing: bool = False,
+) -> Any:
+    """The state of an optimizer from a checkpoint of bitsandbytes' Lion, LAMB, Adam or AdamW.
+
+    Reads what any version of `bitsandbytes.optim` saved of them, paged or not: in 8 or 32 bits,
+    nested or flat, in blocks of 256 or 2048 elements or with one scale per tensor, by the maps of
+    codes in the file. LAMB, Adam and AdamW keep the same moments, so `tx` says which of them goes
+    on: `adamw8bit` for Adam and AdamW, whose steps are the same over there. With
+    `StateOptions(codec="dynamic")` and the block size of the checkpoint, every code becomes the one
+    that has its value here, and scales keep their bits; otherwise moments are decoded and stored as
+    `tx` keeps them.
+
+    Args:
+      checkpoint: A file, `.pt` (needs PyTorch; nothing in it is executed) or `.safetensors`; or
+        what `optimizer.state_dict()` returned, with tensors of PyTorch or NumPy's arrays.
+      params: Parameters, or their `jax.ShapeDtypeStruct`.
+      tx: The transformation that is to go on: an `adamw8bit`, or a chain with one in it.
+      names: Which parameter is which: paths such as `"encoder/kernel"` in the order in which
+        bitsandbytes' optimizer got its parameters, which is that of `model.named_parameters()` as a
+        rule; or a mapping from their numbers in the checkpoint (or names, where it has names) to
+        paths. None will do where parameters have an order: a list or tuple of arrays, or one array.
+      adapt: Called with path and moment, in the shape that the parameter has in PyTorch; returns
+        it in the shape that it has here, as `lambda path, x: x.T if path.endswith("kernel") else x`
+        does. It may only move elements.
+      key: Where in a file the optimizer is, if it holds more: `"optimizer"`.
+      order: `"storage"` or `"logical"`: how the elements of a slot are ordered that is not
+        contiguous. On a GPU bitsandbytes goes by memory, on a CPU by index. None finds out, or
+        raises where nothing tells.
+      block_size: Elements per scale. None asks the number of scales.
+      allow_missing: Whether a parameter may have no state, which starts at zero then. bitsandbytes
+        has none for parameters that never got a gradient.
+
+    Returns:
+      The state of `tx`; other transformations in a chain start anew. Go on with the checkpoint's
+      `learning_rate` and so on: it is `tx` that has them.
+
+    Raises:
+      TypeError: `checkpoint` is neither a file nor a state dict, or `names` is needed.
+      ValueError: The checkpoint is damaged, of another optimizer, or for other parameters; the
+        message names the entry and the parameter.
+      FileNotFoundError: There is no such file.
+      ImportError: The library that reads the file is not installed.
+
+    Warns:
+      UserWarning: The checkpoint has gradient norms of percentile clipping, and `tx` does not clip.
+
+    Examples:
+      >>> params = {"dense": {"kernel": jnp.ones((64, 96))}}
+      >>> checkpoint = {
+      ...     "state": {0: {"step": 5, "state1": np.ones((96, 64), np.float32)}},
+      ...     "param_groups": [{"lr": 1e-4, "params": [0]}],
+      ... }
+      >>> state = from_bitsandbytes(
+      ...     checkpoint, params, lion8bit(1e-4), names=["dense/kernel"], adapt=lambda path, x: x.T
+      ... )
+      >>> state.count, state.mu["dense"]["kernel"].dtype
+      (Array(5, dtype=int32), dtype('uint8'))
+
+    References:
+      `bitsandbytes.optim <https://huggingface.co/docs/bitsandbytes/reference/optim/lion>`_.
+    """
+    checkpoint = _read(checkpoint, key, order)
+    fresh = with_places(abstract_state(tx, params), params)
+    if not any(map(is_ours, jax.tree.leaves(fresh, is_leaf=is_ours))):
+        raise TypeError("`tx` has no optimizer of `optax_lamblion` in it; pass one, or a chain.")
+    entries = _entries(checkpoint, _names(names, params))
+    # Other transformations start anew; ours is not made for nothing.
+    others = _of_others(fresh) and jax.jit(lambda p: _of_others(tx.init(p)))(params)
+    others = iter(others)
+
+    def convert(like):
+        if not is_ours(like):
+            return put(next(others), like)
+        source = _source(like, entries, adapt, block_size, allow_missing)
+        return fill(like, source, layout_in(like))
+
+    state = jax.tree.map(convert, fresh, is_leaf=is_ours)
+    if entries:
+        path, (number, _) = next(iter(entries.items()))
+        raise ValueError(
+            f"The checkpoint has state for {number!r}, which `names` calls {path!r}; there is no "
+            "such parameter, or `tx` does not optimize it. Parameters are "
+            f"{first_names(_paths(params))}."
+        )
+    return state
+
+
+_NOT_THE_CALLER = tuple(os.path.dirname(str(x.__file__)) for x in (files, jax))
+
+
+def _read(checkpoint, key, order):
+    if isinstance(checkpoint, str | os.PathLike):
+        return files.read(checkpoint, key=key, order=order)
+    if not isinstance(checkpoint, Mapping):
+        raise TypeError(
+            f"`checkpoint` must be a file or a state dict, got {type(checkpoint).__name__}. Pass "
+            "what `optimizer.state_dict()` returned, or the file it was saved to."
+        )
+    if key is not None:
+        raise ValueError("`key` is for files. Of a dict pass the item that is the optimizer's.")
+    return as_arrays(checkpoint, order=order)
+
+
+def _paths(tree):
+    return [path_string(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _names(names, params):
+    """`names`, or the order that the parameters have themselves."""
+    if names is not None:
+        if isinstance(names, str) or not isinstance(names, Sequence | Mapping):
+            raise TypeError(
+                f"`names` must be a list of paths or a mapping to paths, got {names!r}. For "
+                'example `names=["encoder/kernel", "encoder/bias"]`.'
+            )
+        return names
+    paths = _paths(params)
+    if len(paths) > 1 and not isinstance(params, list | tuple):
+        raise TypeError(
+            "`names` must say in which order bitsandbytes got the parameters, which a tree does "
+            f"not. Pass the paths in that order: {first_names(paths)} are here in that of the tree."
+        )
+    return paths
+
+
+def _entries(checkpoint, names):
+    """The number and the entry of every parameter, by its path here."""
+    state = checkpoint["state"]
+    numbers = parameter_numbers(checkpoint)
+    if not isinstance(names, Mapping):
+        if len(names) != len(numbers):
+            raise ValueError(
+                f"The checkpoint is of {len(numbers)} parameters, and `names` has {len(names)}. "
+                "Name all of them, in the order in which the optimizer got them."
+            )
+        names = dict(zip(numbers, names, strict=True))
+    if twice := [x for x in names.values() if list(names.values()).count(x) > 1]:
+        raise ValueError(f"`names` has {twice[0]!r} more than once.")
+    for number in state:
+        if number not in names:
+            raise ValueError(
+                f"The checkpoint has state for {number!r}, of which `names` does not say which "
+                "parameter it is."
+            )
+    return {names[number]: (number, entry) for number, entry in state.items()}
+
+
+def _source(like, entries, adapt, block_size, allow_missing):
+    """What there is for one of our states; takes it out of `entries`."""
+    names = [name for name in SLOTS if getattr(like, name, None) is not None]
+    if "nu_max" in names:
+        raise ValueError(
+            "bitsandbytes ignores `amsgrad` and has no maximum to import. Build `tx` without it."
+        )
+    target = layout_in(like)
+    forms = stored_leaves(like)
+    steps, history = {}, {}
+    slots: dict[str, dict[str, Stored]] = {name: {} for name in names}
+    fresh = []
+    for path, form in forms.items():
+        if path not in entries:
+            fresh.append((path, form))
+            continue
+        number, entry = entries.pop(path)
+        where = f"state.{number} ({path})"
+        entry = unpack(where, entry, names, block_size)
+        steps[path] = entry.step
+        if entry.gnorm_history is not None:
+            history[path] = entry.gnorm_history
+        for name, moment in entry.moments.items():
+            stored = _stored(moment, path, adapt, form[0], target)
+            if stored.x.shape != form[0].shape:
+                raise ValueError(
+                    f"`{where}.{MOMENTS[name]}` has shape {stored.x.shape}, but the parameter has "
+                    f"{form[0].shape}. Give it the right one in `names`; if it is another order of "
+                    "axes, say so: `adapt=lambda path, x: x.T if path.endswith('kernel') else x`."
+                )
+            slots[name][path] = stored
+    if fresh and not (allow_missing and steps):
+        raise ValueError(
+            f"The checkpoint has no state for parameter {fresh[0][0]!r}. If it never had a "
+            "gradient, pass `allow_missing=True`, and its state starts at zero."
+        )
+    for path, form in fresh:
+        for name in names:
+            slots[name][path] = Stored(np.zeros(form[0].shape, np.float32))
+    if len(set(steps.values())) > 1:
+        (a, first), *_ = sorted(steps.items(), key=lambda x: x[1])
+        b, last = max(steps.items(), key=lambda x: x[1])
+        raise ValueError(
+            f"Parameter {a!r} has made {first} steps and {b!r} {last}; a state here has one count "
+            'for all. Divide them with `optax.partition`, or set every "step" in the state dict.'
+        )
+    if history and like.gnorm_history is None:
+        warnings.warn(
+            "The checkpoint has the gradient norms of percentile clipping, which `tx` does not do; "
+            "they are left behind. Build `tx` with `percentile_clipping` to go on with it.",
+            skip_file_prefixes=_NOT_THE_CALLER,
+        )
+    return Source(next(iter(steps.values()), 0), slots, history or None)
+
+
+def _stored(moment, path, adapt, form, target):
+    """A moment in the form that a state here is made from."""
+    if adapt is not None and adapts(adapt, path, moment.x):
+        return Stored(np.asarray(adapt(path, moment.values())))
+    if form.dtype == np.uint8 and moment.layout is not None and moment.layout == target:
+        return Stored(our_codes(moment.x, moment.signed), our_absmax(moment), moment.layout)
+    return Stored(moment.values())
+
+
+def _of_others(state):
+    return [x for x in jax.tree.leaves(state, is_leaf=is_ours) if not is_ours(x)]

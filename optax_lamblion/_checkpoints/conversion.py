@@ -1,0 +1,190 @@
+"""From the state of one optimizer to that of another: other bits, blocks, codec or placement."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_lamblion._checkpoints.places import is_tied, put, struct, told_in_types, with_places
+from optax_lamblion._checkpoints.recode import check_history, check_stored, fill, is_ours, layout_in
+from optax_lamblion._checkpoints.saved import Saved
+from optax_lamblion._paging.memory import KIND, abstract_state, memory_kind
+from optax_lamblion._state.layout import refuse_layout
+from optax_lamblion._state.names import path_string
+
+
+def convert_state(state, params, tx) -> Any:
+    """The state of one optimizer in the form that another one keeps.
+
+    For training that goes on with other `bits`, another block size or codec, paged instead of
+    resident, with other leaves in 32 bits; and for what a checkpoint library restored without a
+    target, as dicts and lists. Moments are decoded and stored again, leaf by leaf; what is in the
+    right form and place already is passed on as it is, without a copy.
+
+    Args:
+      state: The state of Lion, LAMB or AdamW, with that of the transformations around it: as the
+        optimizer returned it, or as Orbax or `flax.serialization` restored it. Also one of
+        `optax.lion`, `optax.lamb` and `optax.adamw` (`optax.scale_by_lion` and
+        `optax.scale_by_adam`).
+      params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state goes
+        where `state_sharding` says; if they are on one device, to that.
+      tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
+
+    Returns:
+      A state of `tx`. With `percentile_clipping`, and none in `state`, gradient norms start anew;
+      with `StateOptions(count_skipped=True)`, the count of skipped elements starts at zero.
+
+    Raises:
+      ValueError: The state is not one of the same kind of optimizer for these parameters: leaves
+        are missing, have another shape or dtype, or have no place. Or it has numbers that no step
+        leaves behind: moments or scales that are NaN or infinite, negative scales or second moments
+        (not looked at while tracing). The message names the leaf, and `state` is as it was.
+
+    Examples:
+      >>> params = {"w": jnp.ones((64, 256))}
+      >>> state = lion32bit(1e-4).init(params)
+      >>> tx = lion8bit(1e-4)
+      >>> state = convert_state(state, params, tx)
+      >>> state.mu["w"].dtype, list(state.layout)
+      (dtype('uint8'), ['power_256_v2'])
+      >>> updates, state = tx.update(params, state, params)
+    """
+    fresh = abstract_state(tx, params)
+    fresh = with_places(fresh, params, always=is_tied(state, params))
+    saved = Saved(state)
+
+    def convert(path, like):
+        name = path_string(path)
+        if not is_ours(like):
+            return put(saved.take(name, like.shape, like.dtype), like)
+        source, _ = saved.source(name, like)
+        return fill(like, source, layout_in(like))
+
+    out = jax.tree_util.tree_map_with_path(convert, fresh, is_leaf=is_ours)
+    saved.refuse_the_rest()
+    return out
+
+
+def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
+    """What to restore a saved state into: shapes, dtypes, and where every array goes.
+
+    For the target of `orbax.checkpoint`, which restores every array straight to its place: shards
+    to their devices, whatever mesh they were saved from, and paged state to host memory. Nothing is
+    read before it is known that the optimizer can go on with what was saved. Pass what is restored
+    to `convert_state`, which returns a state in the right layout as it is.
+
+    Args:
+      tx: The transformation that is to go on.
+      params: Parameters, or their `jax.ShapeDtypeStruct`.
+      saved: What a checkpoint says of the state in it: a tree of objects with `shape` and `dtype`,
+        as `checkpointer.metadata(path).item_metadata` is, at the key of the state.
+      shardings: `jax.sharding.NamedSharding` of every parameter, or a prefix tree of them. None
+        takes those that the parameters have.
+      convert: Whether a state in another layout (bits, block size, codec) is welcome. The target is
+        then the layout that was saved, and `convert_state(state, params, tx)` makes the state of
+        `tx` of what is restored. So are gradient norms and a count of skipped elements that are
+        missing.
+
+    Returns:
+      A tree like the state of `tx`, in which every leaf is a `jax.ShapeDtypeStruct` with its
+      sharding.
+
+    Raises:
+      ValueError: What was saved has another layout, and `convert` is False; or leaves are missing,
+        have another shape or dtype, or have no place. The message names the leaf.
+
+    Examples:
+      >>> params = {"w": jnp.ones((64, 256))}
+      >>> saved = jax.eval_shape(lion8bit(1e-4).init, params)
+      >>> restore_target(lion8bit(1e-4), params, saved).mu["w"].dtype
+      dtype('uint8')
+      >>> restore_target(lion32bit(1e-4), params, saved)
+      Traceback (most recent call last):
+      ...
+      ValueError: State leaf mu['w'] is in 8 bits, but this optimizer keeps 32. Build it with \
+`bits=8`, or convert the state: pass `convert=True` to `restore_target`, and what is restored to \
+`convert_state(state, params, tx)`.
+    """
+    if not jax.tree.leaves(saved):
+        raise ValueError(
+            "`saved` has no arrays. If it is the `item_metadata` of a checkpoint, files of that "
+            "are missing or damaged, or its folder is another one."
+        )
+    fresh = abstract_state(tx, params)
+    named = Saved(saved, exact=True)
+
+    def target(path, like):
+        name = path_string(path)
+        if not is_ours(like):
+            x = named.take(name, like.shape, like.dtype)
+            return _as_saved(x, like)
+        source, layout = named.source(name, like)
+        if not convert:
+            _refuse_another(like, source, layout)
+        return _form(like, source, layout)
+
+    forms = jax.tree_util.tree_map_with_path(target, fresh, is_leaf=is_ours)
+    named.refuse_the_rest()
+    placed = with_places(forms, params, shardings, always=True)
+    return jax.tree.map(lambda x: struct(x, told_in_types(x.sharding)), placed)
+
+
+def _refuse_another(like, source, layout):
+    """Raises `ValueError` unless what was saved can be a state in the form of `like` as it is."""
+    # The leaf that is named is one in 8 bits, in whichever of the two has some.
+    mu = {leaf: stored.x for leaf, stored in source.slots["mu"].items()} if layout else like.mu
+    refuse_layout(layout_in(like), layout, mu, _CONVERT)
+    if like.gnorm_history is not None and source.history is None:
+        raise ValueError(
+            "What was saved has no `gnorm_history`: its optimizer had no `percentile_clipping`. "
+            f"Build this one without, or, so that norms start anew, {_CONVERT}."
+        )
+    if like.skipped is not None and source.skipped is None:
+        raise ValueError(
+            "What was saved has no `skipped`: its optimizer had no "
+            "`StateOptions(count_skipped=True)`. Build this one without, or, so that it counts "
+            f"from zero, {_CONVERT}."
+        )
+
+
+_CONVERT = (
+    "convert the state: pass `convert=True` to `restore_target`, and what is restored to "
+    "`convert_state(state, params, tx)`"
+)
+
+
+def _form(like, source, layout):
+    """A state in the form that was saved, in the kinds of memory that `like` asks for."""
+    fields: dict[str, Any] = dict.fromkeys(like._fields)
+    fields["count"] = _as_saved(source.count, like.count)
+    for name, leaves in source.slots.items():
+        rows, treedef = jax.tree_util.tree_flatten_with_path(getattr(like, name))
+        slots, scales = [], []
+        for path, x in rows:
+            stored = leaves[path_string(path)]
+            check_stored(f"{name}[{path_string(path)!r}]", stored, x.shape)
+            slots.append(_as_saved(stored.x, x))
+            if layout is not None:
+                # What stands for the scales of a leaf without codes is always on the device.
+                is_coded = stored.x.dtype == jnp.uint8
+                scales.append(_as_saved(stored.absmax, x if is_coded else like.count))
+        fields[name] = treedef.unflatten(slots)
+        if layout is not None:
+            fields[f"{name}_absmax"] = treedef.unflatten(scales)
+    if source.history is not None:
+        rows = jax.tree_util.tree_leaves_with_path(like.gnorm_history)
+        for path, x in rows:
+            check_history(path_string(path), source.history[path_string(path)], x)
+        fields["gnorm_history"] = like.gnorm_history
+    if source.skipped is not None:
+        fields["skipped"] = _as_saved(source.skipped, like.skipped)
+    if layout is not None:
+        fields["layout"] = {layout.entry: like.count}
+    return type(like)(**fields)
+
+
+def _as_saved(x, like):
+    """The shape and dtype of what was saved, in the memory of `like`."""
+    device = jax.devices()[0] if memory_kind(like) == KIND else None
+    sharding = device and jax.sharding.SingleDeviceSharding(device, memory_kind=KIND)
+    return jax.ShapeDtypeStruct(tuple(x.shape), x.dtype, sharding=sharding)

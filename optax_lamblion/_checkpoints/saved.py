@@ -1,0 +1,171 @@
+"""A saved state, by the names of its arrays.
+
+Checkpoint libraries give trees back in other types: a NamedTuple as a dict, a tuple as a list, what
+is empty not at all. Names survive all of them.
+"""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_lamblion._checkpoints.recode import SLOTS, Source, Stored
+from optax_lamblion._state.layout import Layout, layout_of
+from optax_lamblion._state.names import first_names, path_string
+
+
+class Saved:
+    """The arrays of a state by their path, of which each is taken once.
+
+    Args:
+      state: Arrays or what describes them (`shape`, `dtype`), in a tree.
+      exact: Whether it must have the names that the optimizer's own state has, and no others.
+
+    Raises:
+      ValueError: Two arrays have the same name.
+    """
+
+    def __init__(self, state, *, exact=False):
+        self._left = {}
+        for path, x in jax.tree_util.tree_leaves_with_path(state):
+            name = _unboxed(path_string(path))
+            if name in self._left:
+                raise ValueError(
+                    f"The state has two leaves of the name {name!r}, which cannot be told apart. "
+                    "Rename the parameter with a slash in its name."
+                )
+            self._left[name] = x if hasattr(x, "dtype") else jnp.asarray(x)
+        self._exact = exact
+        self._dispensable = set()
+
+    def take(self, name, shape, dtype=None) -> Any:
+        """The array of that name.
+
+        Raises:
+          ValueError: There is none, or it has another shape or dtype.
+        """
+        x = self._pop(name)
+        if tuple(x.shape) != tuple(shape) or (dtype is not None and x.dtype != dtype):
+            raise ValueError(
+                f"State leaf {name!r} has shape {tuple(x.shape)} and dtype {x.dtype}; this "
+                f"optimizer needs {tuple(shape)} and {jnp.dtype(dtype or x.dtype)}."
+            )
+        return x
+
+    def source(self, prefix, like) -> tuple[Source, Layout | None]:
+        """What there is for one of our states, and in which layout.
+
+        A state in another place will do if it is the only one, below that path or else at all: a
+        chain has got another part, or the state is of Optax's `scale_by_lion` or `scale_by_adam`.
+
+        Args:
+          prefix: The path of our state.
+          like: A state in the form that is needed; its slots and leaves count.
+        """
+        if not self._is_state(prefix):
+            prefix = self._only_state(prefix)
+        count = self.take(_join(prefix, "count"), (), jnp.int32)
+        layout = self._layout(prefix)
+        if layout is None and not self._exact:
+            # Optax counts once more where it has a schedule for the learning rate.
+            chain = prefix.removesuffix(prefix.rpartition("/")[2])
+            parts = re.compile(rf"{re.escape(chain)}\d+/count")
+            self._dispensable |= {name for name in self._left if parts.fullmatch(name)}
+        slots: dict[str, dict[str, Stored]] = {}
+        for name in [name for name in SLOTS if getattr(like, name, None) is not None]:
+            rows = jax.tree_util.tree_leaves_with_path(getattr(like, name))
+            slots[name] = {
+                leaf: self._stored(prefix, name, leaf, layout)
+                for leaf in [path_string(path) for path, _ in rows]
+            }
+        history = None
+        if like.gnorm_history is not None and self._has(_join(prefix, "gnorm_history")):
+            rows = jax.tree_util.tree_leaves_with_path(like.gnorm_history)
+            leaves = [path_string(path) for path, _ in rows]
+            history = {x: self._pop(_join(prefix, "gnorm_history", x)) for x in leaves}
+        skipped = None
+        if like.skipped is not None and self._has(_join(prefix, "skipped")):
+            skipped = self.take(_join(prefix, "skipped"), (), jnp.int32)
+        return Source(count, slots, history, skipped), layout
+
+    def refuse_the_rest(self):
+        """Raises `ValueError` if an array was not taken."""
+        left = [name for name in self._left if name not in self._dispensable]
+        if left:
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            raise ValueError(
+                f"State leaf {left[0]!r}{more} has no place in the state of this optimizer. Build "
+                "the optimizer with the arguments and for the parameters that the state was saved "
+                "with, or leave the leaf out of the state to go on without it."
+            )
+
+    def _layout(self, prefix):
+        start = _join(prefix, "layout") + "/"
+        names = [name for name in self._left if name.startswith(start)]
+        for name in names:
+            self._pop(name)
+        return layout_of({name.removeprefix(start): 0 for name in names}) if names else None
+
+    def _stored(self, prefix, name, leaf, layout):
+        x = self._pop(_join(prefix, name, leaf))
+        if layout is None:
+            if x.dtype == jnp.uint8:
+                raise ValueError(
+                    f"State leaf {_join(prefix, name, leaf)!r} has codes, but there is no "
+                    f"{_join(prefix, 'layout')!r} that says what they mean. It was not saved whole."
+                )
+            return Stored(x)
+        return Stored(x, self._pop(_join(prefix, f"{name}_absmax", leaf)), layout)
+
+    def _only_state(self, prefix):
+        """The path of the only state with momentum that there is."""
+        found = {name[: at.start()] for name in self._left for at in _MOMENTUM.finditer(name)}
+        found = {x for x in found if self._is_state(x)}
+        found = {x for x in found if x.startswith(f"{prefix}/")} or found
+        if len(found) != 1:
+            raise ValueError(
+                f"There is no state of Lion, LAMB or AdamW {_at(prefix)} of what was saved, which "
+                f"has {first_names(list(self._left)) or 'no arrays'}. Pass the state of the "
+                "optimizer, with the transformations around it that `tx` has."
+            )
+        (only,) = found
+        if self._exact:
+            raise ValueError(
+                f"What was saved has its state of Lion, LAMB or AdamW {_at(only)}, and this "
+                f"optimizer has it {_at(prefix)}. Restore what was saved without a target, and "
+                "convert that: `convert_state(restored, params, tx)`."
+            )
+        return only
+
+    def _has(self, prefix):
+        return any(name == prefix or name.startswith(prefix + "/") for name in self._left)
+
+    def _is_state(self, path):
+        return _join(path, "count") in self._left
+
+    def _pop(self, name):
+        name = _unboxed(name)
+        if name not in self._left:
+            raise ValueError(
+                f"State leaf {name!r} is missing from what was saved, which has "
+                f"{first_names(list(self._left)) or 'no arrays'}. It was saved by another "
+                "optimizer, for other parameters, or not whole."
+            )
+        return self._left.pop(name)
+
+
+_MOMENTUM = re.compile(r"(?:^|/)mu(?=/|$)")
+
+
+def _at(path):
+    return f"at {path!r}" if path else "at its top"
+
+
+def _unboxed(name):
+    """A name without the box of Flax around its array, which may have become a dict."""
+    return name.removesuffix("/value")
+
+
+def _join(*names):
+    return "/".join(name for name in names if name)

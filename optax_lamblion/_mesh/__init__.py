@@ -1,0 +1,1 @@
+"""Many devices: how leaves are divided, and what is added up."""

@@ -1,0 +1,1 @@
+"""What a user builds: factories, and the Optax transformation behind them."""

@@ -1,0 +1,306 @@
+"""AdamW by name, with its moments in 32 or 8 bits, on the device or in host memory."""
+
+import optax
+
+from optax_lamblion._optimizers.checks import check_bool, check_learning_rate
+from optax_lamblion._optimizers.transform import Settings, make
+from optax_lamblion._state.options import Mask, StateOptions
+from optax_lamblion._state.types import AdamState
+from pallas_kernels.arithmetic.rules import ADAM, ADAM_AMSGRAD
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    bits: int | None = None,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    paged: bool = False,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""AdamW, with its moments in 32 or 8 bits.
+
+    Adam with decoupled weight decay: the gradient's mean over the root of its mean square. Learning
+    rates of any AdamW carry over.
+
+    .. math::
+      m_t &= b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2 \\
+      u_t &= \frac{m_t / (1 - b_1^t)}{\sqrt{v_t / (1 - b_2^t)} + \epsilon} \\
+      \Delta\theta &= -\eta\,(u_t + \lambda\theta)
+
+    In 8 bits the direction is computed from the moments as they were stored. Both are rounded
+    without bias (`docs/rounding.md`), and `v` never to 0 unless it is 0. A gradient element that is
+    not finite, or larger than 2**63, leaves its parameter and its moments as they were.
+
+    Args:
+      learning_rate: :math:`\eta`, a number or a schedule.
+      b1: :math:`b_1`, the decay of the first moment; a number in [0, 1) or a schedule.
+      b2: :math:`b_2`, the decay of the second moment; a number in [0, 1) or a schedule.
+      eps: :math:`\epsilon`, outside the root.
+      weight_decay: :math:`\lambda`, a number or a schedule. The default is bitsandbytes' and
+        PyTorch's; `optax.adamw` has 1e-4. Not zero, it needs `params` in `update`.
+      mask: Which leaves decay: a tree of bools like the parameters or a prefix of it, or a function
+        that makes one from the parameters. None decays all. Under `optax.inject_hyperparams` name
+        it in `static_args`, which else takes a function for a schedule.
+      bias_correction: False leaves out the divisions by :math:`1 - b^t`.
+      amsgrad: Divide by the root of the running maximum of the bias-corrected second moment, as
+        `optax.scale_by_amsgrad` does. Keeps a third slot.
+      adam_w_mode: False adds :math:`\lambda\theta` to the gradient (L2 regularisation) instead of
+        to the update: Adam, as `torch.optim.Adam` has it.
+      bits: 8 stores the moments in 8 bits, 32 or None in 32.
+      min_8bit_size: With 8 bits, leaves with fewer elements stay in 32; None means the 4096 of
+        `StateOptions`.
+      block_wise: With 8 bits, False gives a leaf one scale in all instead of one per 256 elements.
+      percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
+        from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
+        `clip_by_percentile`.
+      paged: True keeps the state of large leaves in host memory and streams it through the device
+        in every step; see `paged_adamw`.
+      options: The rarer choices about state; see `StateOptions`.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`. Updates have the dtype that parameters and
+      gradients promote to; arithmetic is in float32 (float64 for float64 leaves).
+
+    State:
+      `AdamState`. 8 bytes per parameter in 32 bits; 2 + 8/256 in 8; half as much again with
+      `amsgrad`. 400 bytes per leaf more with `percentile_clipping`.
+
+    Raises:
+      TypeError: An argument is of the wrong kind; a parameter or gradient is not floating point.
+      ValueError: An argument is out of range; `update` lacks `params`; a state does not fit.
+
+    Examples:
+      >>> loss = lambda p: jnp.sum(p**2)
+      >>> params = jnp.array([1.0, 2.0, 3.0])
+      >>> tx = adamw(0.1)
+      >>> state = tx.init(params)
+      >>> for _ in range(3):
+      ...     updates, state = tx.update(jax.grad(loss)(params), state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     print(f"{loss(params):.2f}")
+      12.80
+      11.69
+      10.64
+
+    References:
+      Loshchilov & Hutter, `Decoupled Weight Decay Regularization
+      <https://arxiv.org/abs/1711.05101>`_, 2019, Algorithm 2; Kingma & Ba, `Adam
+      <https://arxiv.org/abs/1412.6980>`_, 2015, Algorithm 1.
+    """
+    check_learning_rate("adam", learning_rate)
+    return _build(
+        amsgrad,
+        dict(b1=b1, b2=b2, eps=eps, bias_correction=bias_correction),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        mask=mask,
+        adam_w_mode=adam_w_mode,
+        bits=bits,
+        min_8bit_size=min_8bit_size,
+        block_wise=block_wise,
+        percentile_clipping=percentile_clipping,
+        paged=paged,
+        options=options,
+    )
+
+
+def _build(amsgrad, numbers, **settings):
+    check_bool("amsgrad", amsgrad)
+    rule = ADAM_AMSGRAD if amsgrad else ADAM
+    return make(
+        Settings(family="adamw", rule=rule, state_type=AdamState, numbers=numbers, **settings)
+    )
+
+
+def adamw8bit(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    paged: bool = False,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with 8-bit moments: 2.031 bytes of state per parameter instead of 8.
+
+    See `adamw` for the equations and arguments. A leaf of fewer than 4096 elements keeps its
+    moments in 32 bits.
+
+    Examples:
+      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), adamw8bit(3e-4, weight_decay=0.1))
+      >>> state = tx.init(jnp.zeros((64, 256)))
+    """
+    return adamw(**locals(), bits=8)
+
+
+def adamw32bit(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    paged: bool = False,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with float32 moments: `optax.adamw`, with the arguments of `adamw`.
+
+    See `adamw` for the equations and arguments. `min_8bit_size` and `block_wise` are checked and
+    have nothing to act on in 32 bits; they are here so that variants can be exchanged.
+
+    Examples:
+      >>> tx = adamw32bit(3e-4, b2=0.95)
+      >>> state = tx.init(jnp.zeros((64, 256)))
+    """
+    return adamw(**locals(), bits=32)
+
+
+def scale_by_adam(
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    bits: int | None = None,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    paged: bool = False,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """The direction of an AdamW step, without learning rate and weight decay.
+
+    The building block of `adamw`, which see for the arguments; like `optax.scale_by_adam`.
+
+    Examples:
+      >>> tx = optax.chain(scale_by_adam(bits=8), optax.scale_by_learning_rate(3e-4))
+      >>> state = tx.init(jnp.zeros((64, 256)))
+    """
+    return _build(
+        amsgrad,
+        dict(b1=b1, b2=b2, eps=eps, bias_correction=bias_correction),
+        bits=bits,
+        min_8bit_size=min_8bit_size,
+        block_wise=block_wise,
+        percentile_clipping=percentile_clipping,
+        paged=paged,
+        options=options,
+    )
+
+
+def paged_adamw(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    bits: int | None = None,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with its moments in host memory, in 32 or 8 bits.
+
+    Takes the steps of `adamw`; see there for the equations and arguments, and `paged_lion` for what
+    paging does.
+
+    State:
+      `AdamState`, of which leaves that are paged have the memory kind `pinned_host`: 8 bytes per
+      parameter in 32 bits, 2 + 8/256 in 8.
+
+    Raises:
+      ValueError: As `paged_lion`; and what `adamw` raises.
+
+    Examples:
+      >>> tx = paged_adamw(3e-4, bits=8)
+      >>> state = tx.init({"large": jnp.zeros((1024, 256)), "small": jnp.zeros(256)})
+      >>> {name: x.sharding.memory_kind for name, x in state.nu.items()}
+      {'large': 'pinned_host', 'small': 'device'}
+    """
+    return adamw(**locals(), paged=True)
+
+
+def paged_adamw8bit(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with 8-bit moments in host memory: 2.031 bytes per parameter there.
+
+    See `adamw` for the equations and arguments, and `paged_lion` for what paging does.
+
+    Examples:
+      >>> tx = paged_adamw8bit(3e-4, weight_decay=0.1)
+      >>> state = tx.init(jnp.zeros((1024, 256)))
+    """
+    return adamw(**locals(), bits=8, paged=True)
+
+
+def paged_adamw32bit(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    weight_decay: optax.ScalarOrSchedule = 1e-2,
+    mask: Mask = None,
+    *,
+    bias_correction: bool = True,
+    amsgrad: bool = False,
+    adam_w_mode: bool = True,
+    min_8bit_size: int | None = None,
+    block_wise: bool = True,
+    percentile_clipping: int | None = None,
+    options: StateOptions | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW with float32 moments in host memory: 8 bytes per parameter there.
+
+    See `adamw` for the equations and arguments, and `paged_lion` for what paging does.
+
+    Examples:
+      >>> tx = paged_adamw32bit(3e-4, options=StateOptions(device_budget=2 * 2**30))
+      >>> state = tx.init(jnp.zeros((1024, 256)))
+    """
+    return adamw(**locals(), bits=32, paged=True)

@@ -1,0 +1,1 @@
+"""State in host memory: which of it, in which order, and how it moves."""

@@ -1,0 +1,141 @@
+"""Fresh state: zeros, in the precision and the memory of each leaf.
+
+Whether a leaf is stored in 8 or 32 bits is decided here, once; from then on its dtype says so.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from optax_lamblion._mesh.splits import scales_sharding
+from optax_lamblion._paging.filler import Filler
+from optax_lamblion._paging.memory import mesh_sharding, tied_to_device, zeros
+from optax_lamblion._paging.pages import extent_of
+from optax_lamblion._paging.placement import which_are_paged
+from optax_lamblion._state.layout import layout_entry
+from optax_lamblion._state.names import path_string
+from optax_lamblion._state.types import HISTORY
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.dtypes import compute_dtype
+from pallas_kernels.leaf import StoredSlot
+
+
+class Form(NamedTuple):
+    """An array of a fresh state."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def init_state(c, params):
+    """Fresh state: zero moments, in the precision and the memory of each leaf.
+
+    Args:
+      c: `_transform.Settings`.
+      params: Parameters, or their shapes and dtypes.
+    """
+    jax.tree_util.tree_map_with_path(_check_param, params)
+    leaves, tree = jax.tree.flatten(params)
+    keep = tree.flatten_up_to(c.chosen.keeps_32bit(params))
+    forms = [_forms(c, p, k) for p, k in zip(leaves, keep, strict=True)]
+    on_host = [False] * len(leaves)
+    if c.paged:
+        extents = [extent_of(c.rule, form, c.block_size) for form in forms]
+        on_host = which_are_paged(extents, c.chosen)
+    everywhere = _Everywhere.of(leaves)
+    fields: dict[str, Any] = {"count": everywhere.zeros((), jnp.int32)}
+    filler = Filler(c.chosen.page_bytes)
+    for i, slot in enumerate(c.rule.slots):
+        columns = list(zip(leaves, [form[i] for form in forms], on_host, strict=True))
+        values = [_fresh_values(filler, *column) for column in columns]
+        fields[slot.name] = tree.unflatten(values)
+        if c.layout is not None:
+            scales = [_fresh_scales(c, filler, *column) for column in columns]
+            fields[f"{slot.name}_absmax"] = tree.unflatten(scales)
+    if c.clips:
+        fields["gnorm_history"] = jax.tree.map(
+            lambda p, stacked: everywhere.zeros(
+                (*p.shape[:1], HISTORY) if stacked else (HISTORY,), jnp.float32
+            ),
+            params,
+            c.chosen.are_stacked(params),
+        )
+    if c.chosen.count_skipped:
+        fields["skipped"] = everywhere.zeros((), jnp.int32)
+    if c.layout is not None:
+        fields["layout"] = layout_entry(c.layout, everywhere.zeros)
+    state = c.state_type(**fields)
+    # An array in host memory is tied to its device. The others are, too, after a step: from the
+    # beginning, the second step is no other program than the first.
+    return tied_to_device(state) if any(on_host) else state
+
+
+def _forms(c, p, keeps_32bit):
+    """The slots of a leaf, with a `Form` in place of every array."""
+    if c.layout is None or keeps_32bit or math.prod(p.shape) < c.least_8bit_size:
+        slot = StoredSlot(Form(p.shape, compute_dtype(p.dtype)))
+    else:
+        scales = Form(absmax_shape(p.shape, c.block_size), jnp.float32)
+        slot = StoredSlot(Form(p.shape, jnp.uint8), scales)
+    return (slot,) * len(c.rule.slots)
+
+
+def _fresh_values(filler, p, slot, on_host):
+    if on_host:
+        return filler.zeros(p, p.shape, slot.values.dtype, mesh_sharding(p))
+    return jnp.zeros_like(p, dtype=slot.values.dtype)
+
+
+def _fresh_scales(c, filler, p, slot, on_host):
+    sharding = mesh_sharding(p)
+    if not slot.coded:
+        # One zero where there are no blocks: a tree needs its leaves to stay shaped like the
+        # parameters, and Orbax refuses arrays of size zero. It is on every device, and not worth
+        # moving.
+        shape = (1,) * len(p.shape)
+        if sharding is None or shape == p.shape:
+            return jnp.zeros_like(p, jnp.float32, shape) if shape == p.shape else jnp.zeros(shape)
+        return zeros(NamedSharding(sharding.mesh, PartitionSpec()), shape, jnp.float32)
+    shape = slot.absmax.shape
+    if sharding is not None and shape != p.shape:
+        sharding = scales_sharding(sharding, p.shape, shape, c.block_size)
+    if on_host:
+        return filler.zeros(p, shape, jnp.float32, sharding)
+    if shape == p.shape:
+        return jnp.zeros_like(p, dtype=jnp.float32)
+    return (
+        jnp.zeros(shape, jnp.float32) if sharding is None else zeros(sharding, shape, jnp.float32)
+    )
+
+
+class _Everywhere(NamedTuple):
+    """Makes arrays that are on all devices of the parameters' mesh, if they have one."""
+
+    sharding: Any
+
+    @classmethod
+    def of(cls, params):
+        shardings = [x for x in map(mesh_sharding, params) if x is not None]
+        return cls(NamedSharding(shardings[0].mesh, PartitionSpec()) if shardings else None)
+
+    def zeros(self, shape, dtype):
+        """Zeros."""
+        return (
+            jnp.zeros(shape, dtype) if self.sharding is None else zeros(self.sharding, shape, dtype)
+        )
+
+
+def _check_param(path, p):
+    if not hasattr(p, "dtype"):
+        raise TypeError(
+            f"Parameter {path_string(path)!r} is a {type(p).__name__}; optimizers here need "
+            "arrays. Make it one with `jnp.asarray`."
+        )
+    if not jnp.issubdtype(p.dtype, jnp.floating):
+        raise TypeError(
+            f"Parameter {path_string(path)!r} has dtype {p.dtype}; optimizers here need "
+            "floating-point parameters. Leave it out with `optax.masked` or `optax.partition`."
+        )
