@@ -141,14 +141,14 @@ MUTANTS = [
     ),
     Mutant(
         "the ring of norms is one step behind",
-        f"{OURS}/clipping.py",
+        f"{OURS}/_optimizers/clipping.py",
         "history.at[count % HISTORY]",
         "history.at[(count - 1) % HISTORY]",
         f"{OPTIMIZERS}/test_clipping.py",
     ),
     Mutant(
         "a norm of zero is recorded",
-        f"{OURS}/clipping.py",
+        f"{OURS}/_optimizers/clipping.py",
         "history = jnp.where(squared > 0, recorded, history)",
         "history = recorded",
         f"{OPTIMIZERS}/test_nonfinite.py -k overflow",
