@@ -68,7 +68,7 @@ def moments(spec: Spec, g, p, slots, absmaxes, s, dither):
     """
     given = _given(spec, g, p, s)
     _, stored = _new_state(spec, given, slots, absmaxes, dither, None)
-    direction = _in_memory(_direction(spec, given, stored))
+    direction = _direction(spec, given, stored)
     # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
     return *stored, _sums(spec, False, given.p, direction), _skipped(spec, given)
 
@@ -125,7 +125,7 @@ def moments_piece(spec: Spec, g, p, start, slots, absmaxes, s, dither):
     piece, slots, absmaxes, s = _piece(spec, g, start, slots, absmaxes, s)
     given = _given(spec, piece.of(g), piece.of(p), s)
     _, stored = _new_state(spec, given, slots, absmaxes, dither, piece.first_block)
-    direction = _in_memory(_direction(spec, given, stored))
+    direction = _direction(spec, given, stored)
     sums = jnp.stack([squares(given.p), squares(direction)], 1)
     return *_flat(*stored), sums, _skipped(spec, given)
 
@@ -246,13 +246,6 @@ def _direction(spec, given, stored):
     return shared.direction_from_new(
         spec, slots, absmaxes, given.usable, given.p, given.s, given.dtype
     )
-
-
-def _in_memory(direction):
-    """A direction that is not computed along with its norm."""
-    # The CPU keeps it in memory for a second use. Where there is none, as with a piece, it would
-    # fuse it with the norm and round it in other places.
-    return platform_dependent(direction, cpu=optimization_barrier, default=_same)
 
 
 def _same(x):
