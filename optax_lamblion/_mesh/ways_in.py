@@ -104,58 +104,72 @@ def reshard(x, mesh, spec):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _in_auto(program: Program, mesh, args):
-    devices = mesh.size
-    none = AbstractMesh((), (), abstract_device=mesh.abstract_device)
+    """On a mesh with Auto axes, in four layers.
+
+    The innermost is an operation that XLA asks, when it divides the program, what it wants to do
+    with the shards it has (`_partition`). On a TPU that does not work (jax#38196), so there it is
+    the plain step. Neither JAX nor XLA can map or differentiate such an operation: what is mapped
+    and differentiated is the plain step as well.
+    """
     operation = custom_partitioning(program.plain)
-
-    def partition(mesh, given, results):
-        def axes(x):
-            return axes_of(x.sharding.spec, len(x.shape))
-
-        (args,) = given
-        splits = program.splits(dict(mesh.shape), args, axes)
-        given, results = program.specs(splits, args, lambda spec: NamedSharding(mesh, spec))
-
-        def run(args):
-            # Types of what is computed there would name the mesh of the program, those of
-            # arguments none.
-            with jax.sharding.use_abstract_mesh(none):
-                return _run_on_shards(program, mesh, splits, True, args)
-
-        return mesh, run, results, (given,)
-
-    operation.def_partition(partition=partition, sharding_rule=program.rule(devices, args))
-    return _with_rules(operation, program)(args)
-
-
-def _with_rules(operation, program):
-    """An operation that is not mapped or differentiated, but what it stands for is, by XLA."""
-
-    def plain(args):
-        if program.kernels_only(args):
-            raise ValueError(
-                '`implementation="mosaic"` on a mesh with Auto axes is neither mapped nor '
-                "differentiated. Use `implementation=None`, with which XLA makes such a step."
-            )
-        return program.plain(args)
+    operation.def_partition(
+        partition=functools.partial(_partition, program, _without_mesh(mesh)),
+        sharding_rule=program.rule(mesh.size, args),
+    )
 
     @jax.custom_batching.custom_vmap
     def mapped(args):
-        # On a TPU `custom_partitioning` does not work (jax#38196).
         return lax.platform_dependent(args, tpu=program.plain, default=operation)
 
-    @mapped.def_vmap
-    def map_plain(axis_size, batched, args):
-        axes = jax.tree.map(lambda x: 0 if x else None, batched)
-        out = jax.vmap(plain, in_axes=(axes[0],), axis_size=axis_size)(args)
-        return out, jax.tree.map(lambda _: True, out)
+    mapped.def_vmap(functools.partial(_map_plain, program))
 
     @jax.custom_jvp
     def differentiated(args):
         return mapped(args)
 
-    @differentiated.defjvp
-    def differentiate_plain(args, tangents):
-        return jax.jvp(plain, args, tangents)
+    differentiated.defjvp(functools.partial(_differentiate_plain, program))
+    return differentiated(args)
 
-    return differentiated
+
+def _without_mesh(mesh):
+    """The mesh in whose terms shards are what arrays are."""
+    return AbstractMesh((), (), abstract_device=mesh.abstract_device)
+
+
+def _partition(program, without_mesh, mesh, given, results):
+    """What `custom_partitioning` asks for: what to run on shards, and how those are divided."""
+
+    def axes(x):
+        return axes_of(x.sharding.spec, len(x.shape))
+
+    (args,) = given
+    splits = program.splits(dict(mesh.shape), args, axes)
+    given, results = program.specs(splits, args, lambda spec: NamedSharding(mesh, spec))
+
+    def run(args):
+        # Types of what is computed there would name the mesh of the program, those of arguments
+        # none.
+        with jax.sharding.use_abstract_mesh(without_mesh):
+            return _run_on_shards(program, mesh, splits, True, args)
+
+    return mesh, run, results, (given,)
+
+
+def _plain(program, args):
+    if program.kernels_only(args):
+        raise ValueError(
+            '`implementation="mosaic"` on a mesh with Auto axes is neither mapped nor '
+            "differentiated. Use `implementation=None`, with which XLA makes such a step."
+        )
+    return program.plain(args)
+
+
+def _map_plain(program, axis_size, batched, args):
+    axes = jax.tree.map(lambda x: 0 if x else None, batched)
+    plain = functools.partial(_plain, program)
+    out = jax.vmap(plain, in_axes=(axes[0],), axis_size=axis_size)(args)
+    return out, jax.tree.map(lambda _: True, out)
+
+
+def _differentiate_plain(program, args, tangents):
+    return jax.jvp(functools.partial(_plain, program), args, tangents)
