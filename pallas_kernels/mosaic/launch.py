@@ -59,6 +59,18 @@ class Sums(NamedTuple):
         return total if self.of_rest is None else total + jnp.sum(self.of_rest, axis=0)
 
 
+class _Launch(NamedTuple):
+    """How a function is run over a leaf: the arguments of `run_leaf` that are no arrays."""
+
+    name: str
+    body: Callable
+    cut: Cut
+    sums: int
+    piece: Piece | None
+    late: bool
+    interpret: Any
+
+
 def run_leaf(
     name,
     body: Callable,
@@ -99,8 +111,10 @@ def run_leaf(
         if parts := rests(cut, piece):
             out["of_rest"] = jax.ShapeDtypeStruct((len(parts), sums), jnp.float32)
 
+    launch = _Launch(name, body, cut, sums, piece, late, interpret)
+
     def run(refs):
-        return _run(name, body, cut, read, refs, out, sums, piece, late, interpret)
+        return _run(launch, read, refs, out)
 
     made, written = _with_references(run, written, out, late)
     written = _map(_array, written)
@@ -124,8 +138,9 @@ def _with_references(function, arrays, out, late):
     return pl.run_state(run)((empty, arrays))
 
 
-def _run(name, body, cut, read, written, out, sums, piece, late, interpret):
+def _run(launch, read, written, out):
     """The new arrays. What is `written` are references."""
+    cut, piece, sums = launch.cut, launch.piece, launch.sums
     out = {key: x for key, x in out.items() if key != "of_rest"}
     start = None if piece is None else piece.start.reshape(1)
     operands, in_tree = jax.tree.flatten((read, written, start))
@@ -137,9 +152,10 @@ def _run(name, body, cut, read, written, out, sums, piece, late, interpret):
         read, written = _view(here, (read, written))
         out = out_tree.unflatten(refs[len(operands) :])
         sums_ref = out.pop("sums") if sums else None
-        body(Tile(cut, interpret is not None, here), read, written, out, sums_ref)
+        tile = Tile(cut, launch.interpret is not None, here)
+        launch.body(tile, read, written, out, sums_ref)
 
-    kernel.__name__ = name
+    kernel.__name__ = launch.name
     made = out_tree.unflatten(
         plgpu.kernel(
             kernel,
@@ -148,12 +164,12 @@ def _run(name, body, cut, read, written, out, sums, piece, late, interpret):
             grid_names=("tile",),
             # Roots, logarithms and powers of two are then single instructions, good to 2 ulp.
             compiler_params=plgpu.CompilerParams(approx_math=True),
-            interpret=interpret,
+            interpret=launch.interpret,
         )(*operands)
     )
     if cut.covered < cut.size:
         of_tiles = made.pop("sums") if sums else None
-        made, of_rest = _run_rest(cut, body, read, written, made, sums, piece, late)
+        made, of_rest = _run_rest(launch, read, written, made)
         made |= dict(sums=of_tiles, of_rest=of_rest) if sums else {}
     return made
 
@@ -202,12 +218,13 @@ class _AfterTiles(NamedTuple):
         return pl.ds(self.begin, self.count)
 
 
-def _run_rest(cut: Cut, body, read, written, made, sums, piece, late):
+def _run_rest(launch, read, written, made):
     """Runs the body on what the tiles leave; returns the new arrays and the sums of every part.
 
     All is read before anything is written, and what is read is small: so XLA need not copy a leaf
     because some of it is still to be read.
     """
+    cut, piece, sums = launch.cut, launch.piece, launch.sums
 
     def rest_of(x):
         if isinstance(x, Small):
@@ -228,10 +245,10 @@ def _run_rest(cut: Cut, body, read, written, made, sums, piece, late):
     def run(refs):
         small_written, small_made, of_rest = refs
         for rest, sums_ref in zip(parts, of_rest, strict=True):
-            body(rest, small_read, small_written, small_made, sums_ref)
+            launch.body(rest, small_read, small_written, small_made, sums_ref)
 
     _, (new_written, new_made, of_rest) = _with_references(
-        run, (small_written, small_made, of_rest), None, late
+        run, (small_written, small_made, of_rest), None, launch.late
     )
 
     def write(x, new):
