@@ -156,6 +156,7 @@ class _Row(NamedTuple):
     """Whether it decays: a Python bool, or a traced one."""
     stacked: bool
     slots: tuple[StoredSlot, ...]
+    """Without values for a None in place of a parameter."""
     absmaxes: tuple[Any, ...]
     """As the state has them: of a slot without codes, what stands for its scales."""
     history: Any
@@ -201,7 +202,7 @@ def _row(c, name, g, p, decays, stacked, values, absmaxes, history):
         state_checks.check_leaf(c, name, g, values, absmaxes)
         state_checks.check_param(name, g, p)
     slots = tuple(
-        StoredSlot(x, absmax if x.dtype == jnp.uint8 else None)
+        StoredSlot(x, absmax if x is not None and x.dtype == jnp.uint8 else None)
         for x, absmax in zip(values, absmaxes, strict=True)
     )
     return _Row(name, g, p, decays, stacked, slots, absmaxes, history)
@@ -300,8 +301,10 @@ def _paged(c, rows):
     """The numbers of the rows whose state is paged."""
     if not c.paged:
         return set()
-    extents = [extent_of(c.rule, row.slots, c.block_size) for row in rows]
-    return {i for i, paged in enumerate(which_are_paged(extents, c.chosen)) if paged}
+    there = [i for i, row in enumerate(rows) if row.slots[0].values is not None]
+    extents = [extent_of(c.rule, rows[i].slots, c.block_size) for i in there]
+    flags = which_are_paged(extents, c.chosen)
+    return {i for i, paged in zip(there, flags, strict=True) if paged}
 
 
 # -------------------------------------------------------------------------------- what comes of it

@@ -96,8 +96,10 @@ def _fresh_scales(c, filler, p, slot, on_host):
         # parameters, and Orbax refuses arrays of size zero. It is on every device, and not worth
         # moving.
         shape = (1,) * len(p.shape)
-        if sharding is None or shape == p.shape:
-            return jnp.zeros_like(p, jnp.float32, shape) if shape == p.shape else jnp.zeros(shape)
+        if shape == p.shape:
+            return jnp.zeros_like(p, dtype=jnp.float32)
+        if sharding is None:
+            return jnp.zeros(shape, jnp.float32)
         return zeros(NamedSharding(sharding.mesh, PartitionSpec()), shape, jnp.float32)
     shape = slot.absmax.shape
     if sharding is not None and shape != p.shape:
