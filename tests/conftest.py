@@ -7,7 +7,7 @@ them; what is not put on a mesh is on the first.
 import jax
 import pytest
 
-from tests.slow import is_slow
+from tests.slow import speed
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -18,5 +18,5 @@ jax.config.update("jax_num_cpu_devices", 8)
 def pytest_collection_modifyitems(items):
     """Marks what `tests.slow` lists."""
     for item in items:
-        if is_slow(item.nodeid.removeprefix("tests/")):
-            item.add_marker(pytest.mark.slow)
+        if mark := speed(item.nodeid.removeprefix("tests/")):
+            item.add_marker(mark)

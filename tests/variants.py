@@ -103,7 +103,7 @@ _FAMILIES = {
     "adamw": dict(
         oracle=promoting(optax.adamw),
         state_type=AdamState,
-        kwargs=dict(learning_rate=1e-3, weight_decay=1e-2),
+        kwargs=dict(learning_rate=2e-3, weight_decay=1e-2),
     ),
 }
 _PAGED = dict(paged=True, can=frozenset({"vmap"}))
@@ -124,13 +124,21 @@ ALIASES = {
 
 
 QUICK = {"lion8bit", "lamb8bit", "lamb32bit", "adamw8bit", "paged_lion8bit"}
-"""Every rule, precision and placement once: the rows of every day. The others are slow."""
+"""Every rule, precision and placement once: the rows of every day."""
+SLOW = {"lion32bit", "adamw32bit", "paged_lamb8bit"}
+"""Those that CI adds. The others are long: they have the rule, codec and placement of these."""
 
 
-def row(v, among=VARIANTS, **kwargs):
-    """A variant as a parameter, slow if others of its kind are run every day."""
-    slow = v.name not in QUICK and any(w.name in QUICK for w in among)
-    return pytest.param(v, id=v.name, marks=[pytest.mark.slow] if slow else [], **kwargs)
+def row(v, among=VARIANTS):
+    """A variant as a parameter, marked if others of its kind are run every day."""
+    left_out = v.name not in QUICK and any(w.name in QUICK for w in among)
+    marks = [mark_of(v)] if left_out else []
+    return pytest.param(v, id=v.name, marks=marks)
+
+
+def mark_of(v):
+    """What marks a row that is not of every day."""
+    return pytest.mark.slow if v.name in SLOW else pytest.mark.long
 
 
 def every(condition=lambda v: True):

@@ -89,8 +89,8 @@ def adamw(
       ...     params = optax.apply_updates(params, updates)
       ...     print(f"{loss(params):.2f}")
       12.80
-      11.69
-      10.64
+      11.67
+      10.61
 
     References:
       Loshchilov & Hutter, `Decoupled Weight Decay Regularization

@@ -40,6 +40,7 @@ def init_state(c, params):
     jax.tree_util.tree_map_with_path(_check_param, params)
     leaves, tree = jax.tree.flatten(params)
     keep = tree.flatten_up_to(c.chosen.keeps_32bit(params))
+    stacked = c.chosen.are_stacked(params)
     forms = [_forms(c, p, k) for p, k in zip(leaves, keep, strict=True)]
     on_host = [False] * len(leaves)
     if c.paged:
@@ -61,7 +62,7 @@ def init_state(c, params):
                 (*p.shape[:1], HISTORY) if stacked else (HISTORY,), jnp.float32
             ),
             params,
-            c.chosen.are_stacked(params),
+            stacked,
         )
     if c.chosen.count_skipped:
         fields["skipped"] = everywhere.zeros((), jnp.int32)

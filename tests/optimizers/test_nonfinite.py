@@ -10,7 +10,7 @@ import pytest
 
 from optax_lamblion import StateOptions
 from tests.optimizers import problem
-from tests.variants import QUICK, VARIANTS
+from tests.variants import QUICK, VARIANTS, mark_of
 
 SHAPES = {"rows": (2, 512), "odd_tail": (777,)}
 # In different blocks, one of them the short last one; two share a block.
@@ -39,7 +39,7 @@ def cases(among=lambda mode: True):
             if among(mode) and (v.bits == 8 or mode not in ("tensor_wise", "dynamic")):
                 name = f"{v.name}-{mode}" if mode else v.name
                 make = functools.partial(v, min_8bit_size=0, **extra)
-                marks = [] if v.name in QUICK else [pytest.mark.slow]
+                marks = [] if v.name in QUICK else [mark_of(v)]
                 out.append(pytest.param(make, id=name, marks=marks))
     return out
 

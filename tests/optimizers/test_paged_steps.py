@@ -64,8 +64,14 @@ def _rows():
 
 @pytest.mark.parametrize(("v", "dtype", "fused"), list(_rows()))
 def test_same_bits_as_the_resident_variant(v, dtype, fused):
-    expected = stepped(v.resident(), fused, dtype)
-    problem.assert_equal(stepped(in_small_pages(v), fused, dtype), expected)
+    expected, expected_state = stepped(v.resident(), fused, dtype)
+    found, state = stepped(in_small_pages(v), fused, dtype)
+    problem.assert_equal(state, expected_state)
+    if dtype == "float32" and fused and not (v.takes_signs or v.has_ratio):
+        # XLA's CPU compiler contracts the sum with the parameter by the shape of the loop: a unit.
+        problem.assert_near(found, expected, rtol=2.0**-22)
+    else:
+        problem.assert_equal(found, expected)
 
 
 @pytest.mark.long
