@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
 from pallas_kernels import dispatch
 from pallas_kernels.arithmetic.blocks import absmax_shape, check_block_size
@@ -16,15 +17,15 @@ from pallas_kernels.xla import quantize as xla
 
 
 def quantize(
-    x,
+    x: ArrayLike,
     *,
-    block_size=256,
-    codec="power",
-    signed=True,
-    seed=None,
-    keep_nonzero=False,
-    implementation=None,
-):
+    block_size: int | None = 256,
+    codec: str = "power",
+    signed: bool = True,
+    seed: ArrayLike | None = None,
+    keep_nonzero: bool = False,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """Stores an array as 8-bit codes with one float32 scale per block.
 
     Block `i` covers elements `i * block_size` up to `(i + 1) * block_size` of the row-major
@@ -102,15 +103,15 @@ def _key(seed):
 
 
 def dequantize(
-    codes,
-    absmax,
+    codes: ArrayLike,
+    absmax: ArrayLike,
     *,
-    block_size=256,
-    codec="power",
-    signed=True,
-    dtype=jnp.float32,
-    implementation=None,
-):
+    block_size: int | None = 256,
+    codec: str = "power",
+    signed: bool = True,
+    dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> jax.Array:
     """The array that codes and scales stand for: the inverse of `quantize` up to rounding.
 
     Args:

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from optax_lamblion._checkpoints.places import is_tied, put, struct, told_in_types, with_places
 from optax_lamblion._checkpoints.recode import check_history, check_stored, fill, is_ours, layout_in
@@ -13,7 +14,7 @@ from optax_lamblion._state.layout import refuse_layout
 from optax_lamblion._state.names import path_string
 
 
-def convert_state(state, params, tx) -> Any:
+def convert_state(state: Any, params: Any, tx: optax.GradientTransformation) -> optax.OptState:
     """The state of one optimizer in the form that another one keeps.
 
     For training that goes on with other `bits`, another block size or codec, paged instead of
@@ -65,7 +66,14 @@ def convert_state(state, params, tx) -> Any:
     return out
 
 
-def restore_target(tx, params, saved, *, shardings=None, convert=False) -> Any:
+def restore_target(
+    tx: optax.GradientTransformation,
+    params: Any,
+    saved: Any,
+    *,
+    shardings: Any = None,
+    convert: bool = False,
+) -> Any:
     """What to restore a saved state into: shapes, dtypes, and where every array goes.
 
     For the target of `orbax.checkpoint`, which restores every array straight to its place: shards

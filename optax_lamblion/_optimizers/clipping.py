@@ -5,7 +5,7 @@ The history is a ring of squared norms. At step `t` (from 1) the squared norm go
 `clip = sqrt(sort(history)[percentile])` is smaller than its norm. A norm of 0 is not recorded.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,7 +126,9 @@ def record(history, squared, count, percentile):
     return history, jnp.where(clipped, scale, 1)
 
 
-def clip_by_percentile(percentile=5, *, scope="tensor"):
+def clip_by_percentile(
+    percentile: int = 5, *, scope: Literal["tensor", "global"] = "tensor"
+) -> optax.GradientTransformationExtraArgs:
     r"""Scales gradients down to a percentile of their own last 100 norms.
 
     An adaptive threshold for clipping: with `percentile=5`, a gradient whose norm exceeds the sixth

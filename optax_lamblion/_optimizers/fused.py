@@ -41,7 +41,13 @@ _BRANCHING = (
 )
 
 
-def apply_fused(tx, params, grads, state, **extra_args) -> tuple[Any, Any]:
+def apply_fused(
+    tx: optax.GradientTransformation,
+    params: optax.Params,
+    grads: optax.Updates,
+    state: optax.OptState,
+    **extra_args: Any,
+) -> tuple[optax.Params, optax.OptState]:
     r"""One optimizer step: `(params, state)` from `(params, grads, state)`.
 
     Does what `tx.update` and `optax.apply_updates` do, for any Optax transformation. An optimizer

@@ -7,6 +7,7 @@ import math
 from typing import NamedTuple
 
 import jax
+import optax
 
 from optax_lamblion._paging.memory import memory_kind
 from optax_lamblion._state.names import path_string
@@ -153,7 +154,7 @@ def _shape(leaf):
     return "x".join(map(str, leaf.shape)) or "scalar"
 
 
-def state_report(state, params=None) -> StateReport:
+def state_report(state: optax.OptState, params: Any = None) -> StateReport:
     """Counts the bytes of an optimizer's state.
 
     Args:

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_lamblion._mesh.splits import Split, axes_of, fits, split_for, warn_of_cuts
@@ -13,7 +14,13 @@ from optax_lamblion._state.types import STATES, ClipByPercentileState
 from pallas_kernels.arithmetic.blocks import BLOCK_SIZES, absmax_shape
 
 
-def state_sharding(tx, params, shardings: Any = None, *, over: Any = None):
+def state_sharding(
+    tx: optax.GradientTransformation,
+    params: Any,
+    shardings: Any = None,
+    *,
+    over: str | tuple[str, ...] | None = None,
+) -> Any:
     r"""Shardings for the state of an optimizer, from those of its parameters.
 
     Moments are divided as their parameters are, scales as the blocks that they belong to; counts

@@ -8,6 +8,7 @@ fits it too, and flat otherwise.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def check_block_size(block_size):
         )
 
 
-def absmax_shape(shape, block_size):
+def absmax_shape(shape: Sequence[int], block_size: int | None) -> tuple[int, ...]:
     """The shape of `absmax` for a tensor of this shape; `block_size=None` is one block."""
     size = math.prod(shape)
     if block_size is None:

@@ -113,7 +113,7 @@ CODECS = {
 CODEC_NAMES = tuple(dict.fromkeys(name for name, _ in CODECS))
 
 
-def get_codec(name, signed) -> Codec:
+def get_codec(name: str, signed: bool) -> Codec:
     """The codec called `name` for signed or unsigned values.
 
     Raises:

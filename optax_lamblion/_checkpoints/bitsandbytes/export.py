@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from optax_lamblion._checkpoints.bitsandbytes.arrays import QUANT_STATE
 from optax_lamblion._checkpoints.bitsandbytes.slots import adapts, their_codes, their_map
@@ -17,7 +18,7 @@ _EXCHANGE = Layout("dynamic", 256)
 
 
 def to_bitsandbytes(
-    state: Any,
+    state: optax.OptState,
     *,
     names: Sequence[str],
     adapt: Callable[[str, np.ndarray], np.ndarray] | None = None,

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from optax_lamblion._checkpoints.bitsandbytes import files
 from optax_lamblion._checkpoints.bitsandbytes.arrays import as_arrays, parameter_numbers
@@ -34,7 +35,7 @@ from optax_lamblion._state.names import first_names, path_string
 def from_bitsandbytes(
     checkpoint: Any,
     params: Any,
-    tx: Any,
+    tx: optax.GradientTransformation,
     *,
     names: Sequence[str] | Mapping[Any, str] | None = None,
     adapt: Callable[[str, np.ndarray], np.ndarray] | None = None,
@@ -42,7 +43,7 @@ def from_bitsandbytes(
     order: str | None = None,
     block_size: int | None = None,
     allow_missing: bool = False,
-) -> Any:
+) -> optax.OptState:
     """The state of an optimizer from a checkpoint of bitsandbytes' Lion, LAMB, Adam or AdamW.
 
     Reads what any version of `bitsandbytes.optim` saved of them, paged or not: in 8 or 32 bits,
