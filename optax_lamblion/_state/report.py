@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import html
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
