@@ -162,8 +162,7 @@ def warn_of_cuts(leaves):
     if len(cut) > 5:
         lines.append(f"  and {len(cut) - 5} more")
     warnings.warn(
-        f"Shards cut the blocks of {sizes} elements that share a scale, so these "
-        "leaves are gathered in every step, and are as slow as they are right:\n"
-        + "\n".join(lines),
-        stacklevel=1,  # of the same leaves Python shows it once, whoever finds them
+        f"Shards cut the blocks of {sizes} elements that share a scale. So in every step these "
+        "leaves are gathered on all devices, which is slow and takes memory:\n" + "\n".join(lines),
+        stacklevel=1,  # one place for all callers, so that Python shows it once for the same leaves
     )

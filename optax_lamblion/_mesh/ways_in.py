@@ -147,8 +147,8 @@ def _partition(program, without_mesh, mesh, given, results):
     given, results = program.specs(splits, args, lambda spec: NamedSharding(mesh, spec))
 
     def run(args):
-        # Types of what is computed there would name the mesh of the program, those of arguments
-        # none.
+        # Arguments have types without a mesh here. Without this, what is computed from them would
+        # have the mesh of the program in its type, and the two would not go together.
         with jax.sharding.use_abstract_mesh(without_mesh):
             return _run_on_shards(program, mesh, splits, True, args)
 

@@ -196,7 +196,7 @@ def scale_by_adam(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of an AdamW step, without learning rate and weight decay.
 
-    The building block of `adamw`, which see for the arguments; like `optax.scale_by_adam`.
+    The building block of `adamw`, like `optax.scale_by_adam`. See `adamw` for the arguments.
 
     Examples:
       >>> tx = optax.chain(scale_by_adam(bits=8), optax.scale_by_learning_rate(3e-4))

@@ -57,7 +57,7 @@ class _SquaredNorms(NamedTuple):
     def run(self, region, grads):
         """The sum for every gradient."""
         sums = [_sum_of_squares(g, stacked) for g, stacked in zip(grads, self.stacked, strict=True)]
-        # Of layers `region` wants more than one number.
+        # `Region.total` takes an array of two axes for the sums of a stack of layers.
         sums = [x[:, None] if x.ndim else x for x in sums]
         totals = region.total(range(len(sums)), sums)
         return [x[:, 0] if x.ndim else x for x in totals]

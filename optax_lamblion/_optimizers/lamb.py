@@ -216,7 +216,7 @@ def scale_by_lamb(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of a LAMB step, times its trust ratio, without learning rate.
 
-    The building block of `lamb`, which see for the arguments. Weight decay is part of it, because
+    The building block of `lamb`; see there for the arguments. Weight decay is part of it, because
     the trust ratio is taken of the decayed direction.
 
     Examples:

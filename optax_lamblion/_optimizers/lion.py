@@ -169,7 +169,7 @@ def scale_by_lion(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of a Lion step, +1, 0 or -1, without learning rate and weight decay.
 
-    The building block of `lion`, which see for the arguments; like `optax.scale_by_lion`.
+    The building block of `lion`, like `optax.scale_by_lion`. See `lion` for the arguments.
 
     Examples:
       >>> tx = optax.chain(scale_by_lion(bits=8), optax.scale_by_learning_rate(1e-4))

@@ -123,7 +123,7 @@ def _update(c, updates, state, params=None, **extra_args):
     state_checks.check_state(c, state)
     if c.paged:
         refuse_multi_steps()
-    # A building block leaves the rest of the step to others, so it has nothing to apply.
+    # What a `scale_by_` form returns is no update yet, so it cannot be added to parameters here.
     apply = extra_args.get(REQUEST, False) and c.learning_rate is not None
     count: Any = optax.safe_increment(state.count)
     rows = _Rows.of(c, updates, state, params)

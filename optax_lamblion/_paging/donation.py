@@ -4,7 +4,7 @@
 which memory the results are. A parameter in float32 has the shape and dtype of its momentum, so an
 argument on the device can be paired with a result on the host: with results in another order than
 the arguments, or with one of the two donated alone. Such a program is wrong. On the CPU it ends the
-process.
+process. (XLA reports such pairs, openxla/xla#29270; when JAX no longer makes them, this can go.)
 
 `repair` is an identity that sets the pairs right. When it is lowered, the program's function has
 its signature already, with the pairs and every memory kind as attributes.
@@ -21,7 +21,10 @@ _ALIAS, _KIND = "tf.aliasing_output", "mhlo.memory_kind"
 
 
 def repair(tree):
-    """A tree of arrays, unchanged. Goes round one of them, which is in every program with it."""
+    """A tree of arrays, unchanged.
+
+    One array passes through the primitive, so that lowering a program with the tree comes by it.
+    """
     leaves, treedef = jax.tree.flatten(tree)
     return treedef.unflatten([_repair.bind(leaves[0]), *leaves[1:]]) if leaves else tree
 

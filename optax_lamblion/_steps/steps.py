@@ -33,7 +33,7 @@ def step_leaves(resident, paged, names, options):
     keys = [*resident, *reversed(paged)]
     if not keys:
         return {}
-    # A state that was paged comes to stay.
+    # What lies in host memory, as after a restore from a paged optimizer, moves to the device.
     leaves = [leaf.replace(slots=_to_device(leaf.slots)) for leaf in resident.values()]
     streamed = [paged[key] for key in reversed(paged)]
     whole = tuple(not all(_is_on_host(slot.values) for slot in leaf.slots) for leaf in streamed)

@@ -114,7 +114,8 @@ class _Whole:
         """Takes what its step has made. Returns what is there when it is done."""
         spec, self.target, self._skipped = self._leaf.spec, stepped.out, stepped.skipped
         self.state = move(stepped.slots, HOST, self._late)
-        # A step of signs may leave a byte for each: it is as well if their use comes later.
+        # Nothing waits for the updates of a step of signs: only their signs, a byte each, are kept
+        # until XLA makes updates of them.
         left = [] if spec.rule.form == "sign" and spec.emit == "updates" else [self]
         return [*left, *jax.tree.leaves(stepped.slots)]
 
