@@ -143,7 +143,7 @@ def test_jax_triton_is_imported_only_when_asked_for():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "pallas_kernels/arithmetic").rglob("*.py")), ids=str
+    "path", sorted((ROOT / "pallas_kernels/arithmetic").rglob("*.py")), ids=relative
 )
 def test_arithmetic_knows_no_memory_and_no_device(path):
     """So that every implementation can call it, and a kernel body most of it."""
