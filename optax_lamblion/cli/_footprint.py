@@ -143,8 +143,8 @@ def _leaves_on_gpu(row: OptimizerRow, itemsize: int) -> int:
     rule = row.rule
     if not row.ours:
         return 0 if rule.form == "sign" else 1
-    if not rule.ratio:
-        return 0  # a step is one pass, by a kernel or by XLA
+    if not rule.ratio:  # one pass, by a kernel or by XLA, which keeps updates of Adam in float32
+        return 0 if row.bits == 8 or rule.form == "sign" or itemsize < 4 else 1
     # Kernels make the direction twice. XLA keeps it, and in float32 mostly another array.
     return 0 if row.bits == 8 or itemsize < 4 else 2
 
