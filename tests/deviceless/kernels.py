@@ -25,9 +25,12 @@ RULES = {x.name: x for x in (rules.LION, rules.ADAM, rules.LAMB, rules.LAMB_AMSG
 COUNTED = "lion", "adam", "lamb"
 """Of these rules instructions are counted, and every target and every size of blocks compiled."""
 BF16, F32, F16 = jnp.bfloat16, jnp.float32, jnp.float16
-BLOCK_SIZES = (32, 64, 128, 512, 1024)
 DTYPES = {"bf16": (BF16, BF16), "f32": (F32, F32), "f32-bf16": (F32, BF16), "f16": (F16, F16)}
 """Of parameter and gradient."""
+# A rule with a ratio and one without are enough for mixtures; and for float32 the smallest and the
+# largest block.
+COMBINED = [(r, d) for r in RULES for d in DTYPES if d in ("bf16", "f32") or r in ("lion", "lamb")]
+BLOCKS = [("bf16", block) for block in (32, 64, 128, 512, 1024)] + [("f32", 32), ("f32", 1024)]
 
 
 def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, shape=SHAPE):
@@ -55,25 +58,25 @@ def _add(name, *arguments, targets=None, **options):
     register(functools.partial(step, *arguments, **options))
 
 
+ONE = dict(targets=("h200",))
+"""For what one target is enough for."""
 # What is counted, and every target has to make of it.
 for _rule in COUNTED:
-    for _codec in ("power", "dynamic"):
-        _add(f"{_rule}/{_codec}/bf16", _rule, BF16, BF16, codec=_codec)
+    _add(f"{_rule}/power/bf16", _rule, BF16, BF16)
     _add(f"{_rule}/power/f32, decay", _rule, F32, F32, decay="decoupled")
-# What one target is enough for.
-ONE = dict(targets=("h200",))
+    _add(f"{_rule}/dynamic/bf16", _rule, BF16, BF16, codec="dynamic", **ONE)
+for _rule, _dtypes in COMBINED:
+    _p, _g = DTYPES[_dtypes]
+    for _emit in ("params", "updates"):
+        _add(f"{_rule}/{_dtypes}/{_emit}", _rule, _p, _g, decay="decoupled", emit=_emit, **ONE)
+        _ragged = dict(decay="decoupled", emit=_emit, shape=RAGGED)
+        if _dtypes in ("bf16", "f32"):
+            _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, **_ragged, **ONE)
 for _rule in RULES:
-    for _dtypes, (_p, _g) in DTYPES.items():
-        for _emit in ("params", "updates"):
-            _add(f"{_rule}/{_dtypes}/{_emit}", _rule, _p, _g, decay="decoupled", emit=_emit, **ONE)
-            _ragged = dict(decay="decoupled", emit=_emit, shape=RAGGED)
-            if _dtypes in ("bf16", "f32"):
-                _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, **_ragged, **ONE)
     _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
 for _rule in COUNTED:
-    for _block in BLOCK_SIZES:
-        for _dtypes in ("bf16", "f32"):
-            _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **ONE)
+    for _dtypes, _block in BLOCKS:
+        _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **ONE)
 
 
 @case("kernel/quantize", targets=("h200",))
