@@ -32,7 +32,6 @@ SLOW = (
     "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[rule=adam-codec=",
     "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[codec=",
     "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[rule=lamb-shape=",
-    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[shape=(4",
     "kernels/test_mosaic.py::test_a_step_can_be_mapped_and_scanned",
     "kernels/test_pieces.py::test_kernels_do_the_same[short",
     "kernels/test_pieces.py::test_kernels_do_the_same[rule=adam",
@@ -79,6 +78,11 @@ SLOW = (
 """Beginnings of what tests are called, from this folder on; `*` is anything."""
 
 LONG = (
+    "meshes/test_ways_in.py::TestTransformations::test_gradient_through_a_step[explicit",
+    "meshes/test_ways_in.py::TestTransformations::test_vmap[*explicit",
+    "meshes/test_ways_in.py::TestTransformations::test_scan[*explicit",
+    "meshes/test_same_steps.py::test_layers_of_a_stack[paged_",
+    "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[shape=(4",
     "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[block=",
     "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[rule=*-codec=",
     "kernels/test_pieces.py::test_pieces_count_what_they_leave_alone[*-mosaic",
@@ -99,14 +103,14 @@ LONG = (
     "optimizers/test_paged_steps.py::test_same_bits_as_the_resident_variant[*32bit-",
     "optimizers/test_paged_steps.py::test_updates_have_the_promoted_dtype",
 )
-"""The same. What is in both is slow."""
+"""The same. If several fit, the longest one decides."""
 
 
 def speed(name):
     """`"slow"`, `"long"` or None for a test such as `kernels/test_dither.py::test_strides[1]`."""
-    if any(_begins(name, pattern) for pattern in SLOW):
-        return "slow"
-    return "long" if any(_begins(name, pattern) for pattern in LONG) else None
+    patterns = {pattern: "slow" for pattern in SLOW} | {pattern: "long" for pattern in LONG}
+    fitting = [pattern for pattern in patterns if _begins(name, pattern)]
+    return patterns[max(fitting, key=len)] if fitting else None
 
 
 def _begins(name, pattern):
