@@ -9,8 +9,8 @@ where it is touched. Listed here and not in their files, so that one sees what i
 SLOW = (
     "cli/test_compare.py",
     "cli/test_footprint.py",
-    "cli/test_main.py::test_commands_work_without_the_extra",
-    "cli/test_memory.py::test_named_models_print_a_table",
+    "cli/test_main.py",
+    "cli/test_memory.py",
     "cli/test_models.py",
     "cli/test_train.py",
     "distributed/",
@@ -52,6 +52,7 @@ SLOW = (
     "optimizers/test_stacked.py::test_pieces_are_of_several_layers",
     "optimizers/test_donation_across_memories.py",
     # Meshes: what is left steps every rule on every mesh and kind of axes.
+    "flax/test_linen.py",
     "flax/test_nnx_on_meshes.py",
     "meshes/test_cut_blocks.py::test_the_step_is_right",
     "meshes/test_resharding.py",
@@ -67,7 +68,10 @@ SLOW = (
     "optimizers/test_skipped.py::test_shards_of_a_leaf_add_up",
     # Checkpoints from every layout, resetting, and derivatives.
     "checkpoints/test_beginning_anew.py",
+    "checkpoints/test_async_saving.py",
+    "checkpoints/test_convert_places.py",
     "checkpoints/test_convert_state.py::test_from_every_layout",
+    "checkpoints/test_orbax.py::test_every_bit_comes_to_every_place",
     "checkpoints/test_going_on.py",
     "checkpoints/test_refusals.py::test_a_checkpoint_with_a_damaged_file_is_whole_or_refused",
     "checkpoints/test_resuming.py",
