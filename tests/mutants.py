@@ -130,7 +130,7 @@ MUTANTS = [
         f"{ARITHMETIC}/dither.py",
         "if slot.second_moment else even_digits_for(decay)",
         "if True else even_digits_for(decay)",
-        f"{ORACLE} -k 'lion8bit-defaults and xla'",
+        f"{ORACLE} -k 'slow_momentum and xla'",
     ),
     Mutant(
         "a shard counts its blocks from its own beginning",
@@ -201,7 +201,7 @@ MUTANTS = [
         XLA,
         "by_grains=True",
         "by_grains=False",
-        f"{KERNELS}/test_pieces.py -k 'xla_does and lamb'",
+        f"{KERNELS}/test_pieces.py -k 'xla_does and lamb' -m 'slow or not slow'",
     ),
     Mutant(
         "0 times infinity is a trust ratio",
@@ -215,7 +215,7 @@ MUTANTS = [
         f"{OURS}/_optimizers/transform.py",
         "ratio_high=high if c.max_unorm is None else 1.0",
         "ratio_high=high",
-        f"{ORACLE} -k 'max_unorm and xla'",
+        f"{ORACLE} -k 'no_cap and xla'",
     ),
     Mutant(
         "schedules are one step late",
