@@ -77,6 +77,16 @@ class Leaf:
             return None
         return Piece(self.start, self.size, self.g.size, self.spec.block_size or 256)
 
+    def here(self, x: Any) -> Any:
+        """What of an array that is shaped like the leaf is stepped; None of None."""
+        piece = self.piece
+        return x if piece is None else piece.of(x)
+
+    def whole(self, out: Any) -> Any:
+        """What a step returns: what it made of the leaf, or the target with its piece replaced."""
+        piece = self.piece
+        return out if piece is None else piece.put(self.target, out)
+
     @property
     def param(self) -> Any:
         """The parameter, which in pieces may be what is being written; or None."""

@@ -46,7 +46,7 @@ def step(leaf: Leaf, *, interpret: Any = None) -> Stepped:
         return _in_one_pass(call)
     if rule.form == "sign":
         signs, slots, skipped = _signs(call)
-        p = _float32(_here(leaf, leaf.p))
+        p = _float32(leaf.here(leaf.p))
         signs = signs.reshape(leaf.g.shape if leaf.start is None else _view_shape(leaf))
         # The rest of the step is left to XLA, which fuses it with whatever applies the update.
         update = shared.update_from_signs(leaf.spec, signs, leaf.out_dtype, p, call.s)
@@ -54,7 +54,7 @@ def step(leaf: Leaf, *, interpret: Any = None) -> Stepped:
         slots, sums = _new_state(call)
         skipped = _skipped(call, sums)
         update = _update(leaf.replace(slots=slots), jnp.ones((), jnp.float32))
-    return Stepped(_returned(leaf, update), slots, skipped)
+    return Stepped(leaf.whole(update), slots, skipped)
 
 
 def moments(leaf: Leaf, *, interpret: Any = None) -> Halfway:
@@ -132,7 +132,7 @@ def _apply(call, leaf, slots, ratio, tiles):
     leaf = leaf.replace(slots=slots)
     if leaf.spec.emit != "params":
         # XLA fuses this pass with whatever applies the update, and moves as little for it.
-        return _returned(leaf, _update(leaf, ratio))
+        return leaf.whole(_update(leaf, ratio))
     s = leaf.scalars
     leaf = leaf.replace(scalars=s._replace(step_size=s.step_size * ratio), dither=None)
     call = _Call.of(leaf, call.interpret)
@@ -150,7 +150,7 @@ def _update(leaf, ratio):
     """The update from new slots, by XLA, in float32 until it is rounded to its dtype."""
     spec, s = leaf.spec, _scalars(leaf)
     s = s._replace(step_size=s.step_size * ratio)
-    g, p, slots = _here(leaf, leaf.g), _float32(_here(leaf, leaf.param)), leaf.slots
+    g, p, slots = leaf.here(leaf.g), _float32(leaf.here(leaf.param)), leaf.slots
     if (piece := leaf.piece) is not None:
         s = s._replace(
             step_size=piece.by_rows(s.step_size),
@@ -166,19 +166,10 @@ def _update(leaf, ratio):
     return (shared.by_layer(s.step_size, direction) * direction).astype(leaf.out_dtype)
 
 
-def _here(leaf, x):
-    """What of an array that is shaped like the leaf is stepped."""
-    return x if leaf.start is None else leaf.piece.of(x)
-
-
 def _view_shape(leaf):
     """The shape in which `_here` shows a piece."""
     block = leaf.spec.block_size
     return (leaf.size // block, block) if leaf.g.size % block == 0 else (leaf.size,)
-
-
-def _returned(leaf, out):
-    return out if leaf.start is None else leaf.piece.put(leaf.target, out)
 
 
 def _float32(x):

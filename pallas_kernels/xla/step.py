@@ -45,7 +45,7 @@ def step(leaf: Leaf) -> Stepped:
             ratio, stored_again = optimization_barrier((ratio, stored))
             direction = _decayed_direction(given, stored_again)
         out = _scaled(given, direction, ratio)
-    return Stepped(_returned(leaf, out), _in_state(leaf, stored), _skipped(given))
+    return Stepped(leaf.whole(out), _in_state(leaf, stored), _skipped(given))
 
 
 # ------------------------------------------- a step with a trust ratio, on either side of the norms
@@ -76,7 +76,7 @@ def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
     else:
         slots, ratio = given.slots, leaf.piece.by_rows(ratio)
     direction = _decayed_direction(given, slots)
-    return _returned(leaf, _scaled(given, direction, ratio.astype(given.dtype)))
+    return leaf.whole(_scaled(given, direction, ratio.astype(given.dtype)))
 
 
 # ------------------------------------------------------------------------------- parts of a step
@@ -136,10 +136,6 @@ def _in_state(leaf, slots):
     return tuple(
         StoredSlot(x.values, None if x.absmax is None else x.absmax.reshape(-1)) for x in slots
     )
-
-
-def _returned(leaf, out):
-    return out if leaf.start is None else leaf.piece.put(leaf.target, out)
 
 
 def _skipped(given):
