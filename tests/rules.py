@@ -12,8 +12,8 @@ class Own(NamedTuple):
     one_minus_b1: Any
 
 
-def _scalars(at, numbers, count):
-    b1 = at(numbers["b1"])
+def _scalars(numbers, count):
+    b1 = numbers["b1"]
     return Own(b1, 1 - b1)
 
 

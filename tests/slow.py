@@ -22,6 +22,13 @@ SLOW = (
     "optimizers/test_letting_go.py::test_it_",
     "optimizers/test_letting_go.py::test_they_",
     "optimizers/test_lamb_is_lamb.py",
+    "optimizers/test_tampered.py::test_no_step_takes_it_for_what_it_is_not[lamb8bit",
+    "optimizers/test_tampered.py::test_no_step_takes_it_for_what_it_is_not[adamw8bit",
+    "optimizers/test_tampered.py::test_no_step_takes_it_for_what_it_is_not[lion8bit-",
+    "optimizers/test_tampered.py::test_no_step_takes_it_for_what_it_is_not[paged",
+    "optimizers/test_tampered.py::test_no_conversion_takes_it_for_what_it_is_not[lamb8bit",
+    "optimizers/test_tampered.py::test_no_conversion_takes_it_for_what_it_is_not[adamw8bit",
+    "optimizers/test_tampered.py::test_no_conversion_takes_it_for_what_it_is_not[lion8bit-",
     "test_docs.py::test_the_examples_of_a_page_run_and_print_what_it_says",
     # Kernels in the interpreter: what is left has every rule, way to emit and kind of rest.
     "kernels/test_broken_numbers.py::test_a_momentum_that_is_no_number_is_seen[*-kernels]",

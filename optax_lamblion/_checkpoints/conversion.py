@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_lamblion._checkpoints.places import is_tied, put, struct, told_in_types, with_places
-from optax_lamblion._checkpoints.recode import check_history, check_stored, fill, is_ours, layout_in
+from optax_lamblion._checkpoints.recode import check_stored, fill, is_ours, layout_in
 from optax_lamblion._checkpoints.saved import Saved
 from optax_lamblion._paging.memory import KIND, abstract_state, memory_kind
+from optax_lamblion._state.checks import check_history
 from optax_lamblion._state.layout import refuse_layout
 from optax_lamblion._state.names import path_string
 
@@ -182,7 +183,7 @@ def _form(like, source, layout):
     if source.history is not None:
         rows = jax.tree_util.tree_leaves_with_path(like.gnorm_history)
         for path, x in rows:
-            check_history(path_string(path), source.history[path_string(path)], x)
+            check_history(path_string(path), source.history[path_string(path)], x.shape)
         fields["gnorm_history"] = like.gnorm_history
     if source.skipped is not None:
         fields["skipped"] = _as_saved(source.skipped, like.skipped)

@@ -10,11 +10,11 @@ from jax.core import Tracer
 
 from optax_lamblion._checkpoints.places import fetch, put
 from optax_lamblion._paging.memory import is_traced
+from optax_lamblion._state.checks import check_history, check_slot, told_apart
 from optax_lamblion._state.layout import Layout, layout_of
 from optax_lamblion._state.names import path_string
 from optax_lamblion._state.types import STATES
 from pallas_kernels import dequantize, quantize
-from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.rules import ADAM_AMSGRAD
 
 SLOTS = {slot.name: slot for slot in ADAM_AMSGRAD.slots}
@@ -85,7 +85,10 @@ def fill(like, source, layout):
         skipped = 0 if source.skipped is None else source.skipped
         fields["skipped"] = put(jnp.asarray(skipped, jnp.int32), like.skipped)
     if like.layout is not None:
-        fields["layout"] = jax.tree.map(lambda x: put(jnp.zeros(x.shape, x.dtype), x), like.layout)
+        number = layout_of(like.layout).number
+        fields["layout"] = jax.tree.map(
+            lambda x: put(jnp.full((), number, x.dtype), x), like.layout
+        )
     return type(like)(**fields)
 
 
@@ -130,27 +133,8 @@ def layout_in(state):
 def check_stored(leaf, stored, shape):
     """Raises `ValueError` unless what is stored can be the slot of a parameter of that shape."""
     x, absmax, layout = stored
-    if tuple(x.shape) != tuple(shape):
-        raise ValueError(
-            f"State leaf {leaf} has shape {tuple(x.shape)}, but its parameter has {tuple(shape)}. "
-            "It belongs to other parameters."
-        )
-    if x.dtype == jnp.uint8:
-        needs = absmax_shape(tuple(shape), layout.block_size)
-        if absmax is None or tuple(absmax.shape) != needs:
-            has = "no scales" if absmax is None else f"scales of shape {tuple(absmax.shape)}"
-            raise ValueError(
-                f"State leaf {leaf} has {has}; its codes of shape {tuple(shape)} need {needs} for "
-                f"{layout.block_words}. It was not saved whole."
-            )
-        if absmax.dtype != jnp.float32:
-            raise ValueError(
-                f"State leaf {leaf} has scales of dtype {absmax.dtype}; they need to be float32."
-            )
-    elif not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"State leaf {leaf} has dtype {x.dtype}; it needs to be uint8 codes or floating point."
-        )
+    block_size = None if layout is None else layout.block_size
+    check_slot(leaf, x, absmax, shape, block_size, of="its parameter", any_floating=True)
 
 
 def refuse_broken(leaf, stored, name):
@@ -170,6 +154,9 @@ def refuse_broken(leaf, stored, name):
         broken = int(_broken_on_device(fetch(x), not_negative))
     else:
         broken = int(_broken(np.asarray(x), not_negative, np))
+    if stored.absmax is not None and stored.absmax.shape == (1,) == (len(stored.x.shape),):
+        # What is in memory by now can be looked at.
+        told_apart(leaf, np.asarray(fetch(stored.x)), np.asarray(fetch(stored.absmax)))
     if broken:
         what = "scales" if is_coded else "numbers"
         kinds = "NaN, infinite or negative" if not_negative else "NaN or infinite"
@@ -186,15 +173,6 @@ def _broken(x, not_negative, numpy):
 
 
 _broken_on_device = jax.jit(functools.partial(_broken, numpy=jnp), static_argnums=1)
-
-
-def check_history(leaf, x, like):
-    """Raises `ValueError` unless an array can be the gradient norms of a leaf."""
-    if tuple(x.shape) != tuple(like.shape) or x.dtype != like.dtype:
-        raise ValueError(
-            f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)} and dtype {x.dtype}; "
-            f"this optimizer needs {tuple(like.shape)} and {like.dtype}."
-        )
 
 
 def _values(stored, name, dtype):
@@ -221,5 +199,5 @@ def _values(stored, name, dtype):
 def _history(leaf, known, like):
     if leaf not in known:
         return jnp.zeros(like.shape, like.dtype)
-    check_history(leaf, known[leaf], like)
+    check_history(leaf, known[leaf], like.shape)
     return known[leaf]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_lamblion._checkpoints.recode import SLOTS, Source, Stored
+from optax_lamblion._state.checks import check_count
 from optax_lamblion._state.layout import Layout, layout_of
 from optax_lamblion._state.names import first_names, path_string
 
@@ -65,7 +66,7 @@ class Saved:
         """
         if not self._is_state(prefix):
             prefix = self._only_state(prefix)
-        count = self.take(_join(prefix, "count"), (), jnp.int32)
+        count = self._count(_join(prefix, "count"))
         layout = self._layout(prefix)
         if layout is None and not self._exact:
             # Optax counts once more where it has a schedule for the learning rate.
@@ -86,7 +87,7 @@ class Saved:
             history = {x: self._pop(_join(prefix, "gnorm_history", x)) for x in leaves}
         skipped = None
         if like.skipped is not None and self._has(_join(prefix, "skipped")):
-            skipped = self.take(_join(prefix, "skipped"), (), jnp.int32)
+            skipped = self._count(_join(prefix, "skipped"))
         return Source(count, slots, history, skipped), layout
 
     def refuse_the_rest(self):
@@ -100,12 +101,16 @@ class Saved:
                 "with, or leave the leaf out of the state to go on without it."
             )
 
+    def _count(self, name):
+        x = self._pop(name)
+        check_count(name, x)
+        return x
+
     def _layout(self, prefix):
         start = _join(prefix, "layout") + "/"
         names = [name for name in self._left if name.startswith(start)]
-        for name in names:
-            self._pop(name)
-        return layout_of({name.removeprefix(start): 0 for name in names}) if names else None
+        entries = {name.removeprefix(start): self._pop(name) for name in names}
+        return layout_of(entries) if entries else None
 
     def _stored(self, prefix, name, leaf, layout):
         x = self._pop(_join(prefix, name, leaf))
@@ -125,7 +130,8 @@ class Saved:
         found = {x for x in found if x.startswith(f"{prefix}/")} or found
         if len(found) != 1:
             raise ValueError(
-                f"There is no state of Lion, LAMB or AdamW {_at(prefix)} of what was saved, which "
+                "There is no state of Lion, LAMB or AdamW, with a `count` and moments, "
+                f"{_at(prefix)} of what was saved, which "
                 f"has {first_names(list(self._left)) or 'no arrays'}. Pass the state of the "
                 "optimizer, with the transformations around it that `tx` has."
             )

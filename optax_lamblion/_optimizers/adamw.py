@@ -2,13 +2,19 @@
 
 import optax
 
-from optax_lamblion._optimizers.checks import check_bool, check_learning_rate
-from optax_lamblion._optimizers.transform import Settings, make
+from optax_lamblion._optimizers.settings import (
+    Settings,
+    check_bool,
+    check_learning_rate,
+    factory,
+)
+from optax_lamblion._optimizers.transform import make
 from optax_lamblion._state.options import Mask, StateOptions
 from optax_lamblion._state.types import AdamState
 from pallas_kernels.arithmetic.rules import ADAM, ADAM_AMSGRAD
 
 
+@factory
 def adamw(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -122,6 +128,7 @@ def _build(amsgrad, numbers, **settings):
     )
 
 
+@factory
 def adamw8bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -151,6 +158,7 @@ def adamw8bit(
     return adamw(**locals(), bits=8)
 
 
+@factory
 def adamw32bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -180,6 +188,7 @@ def adamw32bit(
     return adamw(**locals(), bits=32)
 
 
+@factory
 def scale_by_adam(
     b1: optax.ScalarOrSchedule = 0.9,
     b2: optax.ScalarOrSchedule = 0.999,
@@ -214,6 +223,7 @@ def scale_by_adam(
     )
 
 
+@factory
 def paged_adamw(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -252,6 +262,7 @@ def paged_adamw(
     return adamw(**locals(), paged=True)
 
 
+@factory
 def paged_adamw8bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -279,6 +290,7 @@ def paged_adamw8bit(
     return adamw(**locals(), bits=8, paged=True)
 
 
+@factory
 def paged_adamw32bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,

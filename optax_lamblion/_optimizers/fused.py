@@ -72,7 +72,8 @@ def apply_fused(
       way.
 
     Raises:
-      TypeError: A transformation comes after an optimizer of this package and works on updates.
+      TypeError: A transformation comes after an optimizer of this package and works on updates; or
+        gradients and state were passed in each other's place.
 
     Examples:
       >>> tx = optax.chain(optax.clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))
@@ -83,6 +84,12 @@ def apply_fused(
       >>> params
       Array([0.89, 2.08], dtype=float32)
     """
+    ours = jax.tree.structure(params)
+    if jax.tree.structure(state) == ours != jax.tree.structure(grads):
+        raise TypeError(
+            "`apply_fused` got a state that is a tree like the parameters, and gradients that are "
+            "none. The third argument is the gradients: `apply_fused(tx, params, grads, state)`."
+        )
     tx = optax.with_extra_args_support(tx)
     if _branches(state):
         updates, state = tx.update(grads, state, params, **extra_args)

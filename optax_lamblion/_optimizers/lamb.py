@@ -3,13 +3,19 @@
 import optax
 from jax.typing import ArrayLike
 
-from optax_lamblion._optimizers.checks import check_bool, check_learning_rate
-from optax_lamblion._optimizers.transform import Settings, make
+from optax_lamblion._optimizers.settings import (
+    Settings,
+    check_bool,
+    check_learning_rate,
+    factory,
+)
+from optax_lamblion._optimizers.transform import make
 from optax_lamblion._state.options import Mask, StateOptions
 from optax_lamblion._state.types import LambState
 from pallas_kernels.arithmetic.rules import LAMB, LAMB_AMSGRAD
 
 
+@factory
 def lamb(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -133,6 +139,7 @@ def _build(amsgrad, numbers, **settings):
     )
 
 
+@factory
 def lamb8bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -164,6 +171,7 @@ def lamb8bit(
     return lamb(**locals(), bits=8)
 
 
+@factory
 def lamb32bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -195,6 +203,7 @@ def lamb32bit(
     return lamb(**locals(), bits=32)
 
 
+@factory
 def scale_by_lamb(
     b1: optax.ScalarOrSchedule = 0.9,
     b2: optax.ScalarOrSchedule = 0.999,
@@ -240,6 +249,7 @@ def scale_by_lamb(
     )
 
 
+@factory
 def paged_lamb(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -282,6 +292,7 @@ def paged_lamb(
     return lamb(**locals(), paged=True)
 
 
+@factory
 def paged_lamb8bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -311,6 +322,7 @@ def paged_lamb8bit(
     return lamb(**locals(), bits=8, paged=True)
 
 
+@factory
 def paged_lamb32bit(
     learning_rate: optax.ScalarOrSchedule = 1e-3,
     b1: optax.ScalarOrSchedule = 0.9,

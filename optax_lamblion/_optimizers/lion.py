@@ -2,13 +2,14 @@
 
 import optax
 
-from optax_lamblion._optimizers.checks import check_learning_rate
-from optax_lamblion._optimizers.transform import Settings, make
+from optax_lamblion._optimizers.settings import Settings, check_learning_rate, factory
+from optax_lamblion._optimizers.transform import make
 from optax_lamblion._state.options import Mask, StateOptions
 from optax_lamblion._state.types import LionState
 from pallas_kernels.arithmetic.rules import LION
 
 
+@factory
 def lion(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -106,6 +107,7 @@ def lion(
     )
 
 
+@factory
 def lion8bit(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -131,6 +133,7 @@ def lion8bit(
     return lion(**locals(), bits=8)
 
 
+@factory
 def lion32bit(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -156,6 +159,7 @@ def lion32bit(
     return lion(**locals(), bits=32)
 
 
+@factory
 def scale_by_lion(
     b1: optax.ScalarOrSchedule = 0.9,
     b2: optax.ScalarOrSchedule = 0.99,
@@ -191,6 +195,7 @@ def scale_by_lion(
     )
 
 
+@factory
 def paged_lion(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -233,6 +238,7 @@ def paged_lion(
     return lion(**locals(), paged=True)
 
 
+@factory
 def paged_lion8bit(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
     b1: optax.ScalarOrSchedule = 0.9,
@@ -260,6 +266,7 @@ def paged_lion8bit(
     return lion(**locals(), bits=8, paged=True)
 
 
+@factory
 def paged_lion32bit(
     learning_rate: optax.ScalarOrSchedule = 1e-4,
     b1: optax.ScalarOrSchedule = 0.9,

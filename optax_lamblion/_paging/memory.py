@@ -89,11 +89,16 @@ def mesh_sharding(p):
 
 def zeros(sharding, shape, dtype):
     """Zeros with a sharding; no process has to hold all of them."""
+    return full(sharding, shape, 0, dtype)
+
+
+def full(sharding, shape, value, dtype):
+    """The same of any number."""
     if is_traced():
-        return jax.sharding.reshard(jnp.zeros(shape, dtype), sharding)
+        return jax.sharding.reshard(jnp.full(shape, value, dtype), sharding)
     if len(sharding.device_set) == 1:
-        return jax.device_put(np.zeros(shape, dtype), sharding)
-    part = np.zeros(sharding.shard_shape(shape), dtype)
+        return jax.device_put(np.full(shape, value, dtype), sharding)
+    part = np.full(sharding.shard_shape(shape), value, dtype)
     return jax.make_array_from_callback(shape, sharding, lambda index: part)
 
 

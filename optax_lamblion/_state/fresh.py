@@ -3,7 +3,6 @@
 Whether a leaf is stored in 8 or 32 bits is decided here, once; from then on its dtype says so.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -12,10 +11,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_lamblion._mesh.splits import scales_sharding
 from optax_lamblion._paging.filler import Filler
-from optax_lamblion._paging.memory import mesh_sharding, tied_to_device, zeros
+from optax_lamblion._paging.memory import full, mesh_sharding, tied_to_device, zeros
 from optax_lamblion._paging.pages import extent_of
 from optax_lamblion._paging.placement import which_are_paged
-from optax_lamblion._state.layout import layout_entry
+from optax_lamblion._state.checks import check_floating
 from optax_lamblion._state.names import path_string
 from optax_lamblion._state.types import HISTORY
 from pallas_kernels.arithmetic.blocks import absmax_shape
@@ -34,7 +33,7 @@ def init_state(c, params):
     """Fresh state: zero moments, in the precision and the memory of each leaf.
 
     Args:
-      c: `_transform.Settings`.
+      c: `settings.Settings`.
       params: Parameters, or their shapes and dtypes.
     """
     jax.tree_util.tree_map_with_path(_check_param, params)
@@ -67,7 +66,7 @@ def init_state(c, params):
     if c.chosen.count_skipped:
         fields["skipped"] = everywhere.zeros((), jnp.int32)
     if c.layout is not None:
-        fields["layout"] = layout_entry(c.layout, everywhere.zeros)
+        fields["layout"] = {c.layout.entry: everywhere.full((), c.layout.number, jnp.int32)}
     state = c.state_type(**fields)
     # An array in host memory is tied to its device. The others are, too, after a step: from the
     # beginning, the second step is no other program than the first.
@@ -76,11 +75,11 @@ def init_state(c, params):
 
 def _forms(c, p, keeps_32bit):
     """The slots of a leaf, with a `Form` in place of every array."""
-    if c.layout is None or keeps_32bit or math.prod(p.shape) < c.least_8bit_size:
-        slot = StoredSlot(Form(p.shape, compute_dtype(p.dtype)))
-    else:
+    if c.codes(p.shape, keeps_32bit):
         scales = Form(absmax_shape(p.shape, c.block_size), jnp.float32)
         slot = StoredSlot(Form(p.shape, jnp.uint8), scales)
+    else:
+        slot = StoredSlot(Form(p.shape, compute_dtype(p.dtype)))
     return (slot,) * len(c.rule.slots)
 
 
@@ -126,19 +125,24 @@ class _Everywhere(NamedTuple):
 
     def zeros(self, shape, dtype):
         """Zeros."""
-        return (
-            jnp.zeros(shape, dtype) if self.sharding is None else zeros(self.sharding, shape, dtype)
-        )
+        return self.full(shape, 0, dtype)
+
+    def full(self, shape, value, dtype):
+        """An array of one number."""
+        if self.sharding is None:
+            return jnp.full(shape, value, dtype)
+        return full(self.sharding, shape, value, dtype)
 
 
 def _check_param(path, p):
+    name = path_string(path)
     if not hasattr(p, "dtype"):
+        remedy = "Make it one with `jnp.asarray`."
+        if callable(p):
+            remedy = (
+                "Of a model of Equinox pass those of `eqx.filter(model, eqx.is_inexact_array)`."
+            )
         raise TypeError(
-            f"Parameter {path_string(path)!r} is a {type(p).__name__}; optimizers here need "
-            "arrays. Make it one with `jnp.asarray`."
+            f"Parameter {name!r} is a {type(p).__name__}; optimizers here need arrays. {remedy}"
         )
-    if not jnp.issubdtype(p.dtype, jnp.floating):
-        raise TypeError(
-            f"Parameter {path_string(path)!r} has dtype {p.dtype}; optimizers here need "
-            "floating-point parameters. Leave it out with `optax.masked` or `optax.partition`."
-        )
+    check_floating("Parameter", name, p.dtype)

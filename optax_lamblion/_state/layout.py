@@ -1,18 +1,24 @@
 """What the codes of a state mean, said by the state itself.
 
 Shapes and dtypes do not tell a codec, nor always a block size. A state in 8 bits therefore carries
-its layout, as the name of an entry and not as numbers in it: the structure of a tree is known while
-a step is traced, and stays with a state through every library that saves one.
+its layout as the name of an entry: the structure of a tree is known while a step is traced, and
+stays with a state through most libraries that save one. Some keep arrays by their place alone; so
+the entry's value says the same once more, as a number.
 """
 
+import itertools
 import re
+import zlib
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from optax_lamblion._state.names import path_string
 from optax_lamblion._state.options import StateOptions
+from pallas_kernels.arithmetic.blocks import BLOCK_SIZES
 from pallas_kernels.arithmetic.codecs import CODEC_NAMES
 
 FORMAT = 2
@@ -34,6 +40,11 @@ class Layout(NamedTuple):
         """The name that stands for it in a state: `"power_256_v2"`."""
         block = "tensor" if self.block_size is None else self.block_size
         return f"{self.codec}_{block}_v{FORMAT}"
+
+    @property
+    def number(self) -> int:
+        """The value of that entry, an int32 that float32 can hold."""
+        return zlib.crc32(self.entry.encode()) >> 8
 
     @property
     def block_words(self) -> str:
@@ -59,7 +70,8 @@ def layout_of(field: Any) -> Layout:
     """The layout that the `layout` of an 8-bit state names.
 
     Raises:
-      ValueError: It names none, or one of another version of this package.
+      ValueError: It names none, or one of another version of this package; or its value is known,
+        and names another one.
     """
     names = list(field) if isinstance(field, dict) else []
     match = re.fullmatch(r"(\w+)_(\d+|tensor)_v(\d+)", names[0]) if len(names) == 1 else None
@@ -87,12 +99,41 @@ def layout_of(field: Any) -> Layout:
             f'The state has codec "{codec}", which this version of optax_lamblion does not know. '
             "Load it with the version that wrote it, or a newer one."
         )
-    return Layout(codec, None if block == "tensor" else int(block))
+    layout = Layout(codec, None if block == "tensor" else int(block))
+    value = field[names[0]]
+    if tuple(getattr(value, "shape", ())) != ():
+        raise ValueError(
+            f"State leaf 'layout/{names[0]}' has shape {tuple(value.shape)}; it should be an int32 "
+            "scalar. Take the state as it was saved, or make a new one with `tx.init(params)`."
+        )
+    _check_number(layout, known(value))
+    return layout
 
 
-def layout_entry(layout: Layout, make) -> dict[str, Any]:
-    """The `layout` of a fresh state; `make(shape, dtype)` makes the zeros that it needs."""
-    return {layout.entry: make((), jnp.int32)}
+def _check_number(layout, number):
+    if number in (None, 0, layout.number):  # 0 says nothing: zeros are a fresh state
+        return
+    every = itertools.starmap(Layout, itertools.product(CODEC_NAMES, (None, *BLOCK_SIZES)))
+    saved = next((x for x in every if x.number == number), None)
+    was = "is none of this version's" if saved is None else f"stands for {saved.entry!r}"
+    remedy = (
+        "Read them into the state of an optimizer with the arguments of the one that wrote them."
+    )
+    if saved is not None:
+        remedy = f"Read them into the state of an optimizer with {saved.arguments}."
+    raise ValueError(
+        f"The state's `layout` is called {layout.entry!r}, but its value {number} {was}: its "
+        "arrays were saved without their names, and read into the state of an optimizer that "
+        f"stores codes in another way. {remedy}"
+    )
+
+
+def known(x) -> Any:
+    """The value of a scalar, where it takes no waiting for a device to know it; or None."""
+    if isinstance(x, jax.Array) and not isinstance(x, Tracer):
+        ready: Any = x
+        return x.item() if x.is_fully_replicated and ready.is_ready() else None
+    return np.asarray(x).item() if isinstance(x, np.ndarray | np.generic | int | float) else None
 
 
 def check_layout(layout: Layout, state) -> None:

@@ -1,4 +1,4 @@
-"""Trees: what a leaf is called, and which leaves a tree of bools names."""
+"""Trees: what a leaf is called, and which leaves a choice names."""
 
 import jax
 import numpy as np
@@ -22,8 +22,19 @@ def first_names(names):
     return ", ".join(map(repr, names[:4])) + more
 
 
-def bools_like(argument, tree, params):
-    """A tree of bools (Python's where they are) like `params`."""
+def chosen(argument, choice, params, ask):
+    """The leaves that a choice names: a tree of bools (Python's where they are) like `params`.
+
+    Args:
+      argument: What the choice is called.
+      choice: A tree of bools, a prefix of one, or a function.
+      params: Parameters, or what is shaped like them.
+      ask: `ask(choice)` is the tree that a function names.
+    """
+    # A model can be both: a pytree of bools that can be called. It is one of bools.
+    leaves = jax.tree.leaves(choice)
+    is_tree = bool(leaves) and all(isinstance(x, bool | np.bool_) for x in leaves)
+    tree = ask(choice) if callable(choice) and not is_tree else choice
     try:
         tree = jax.tree.broadcast(tree, params)
     except ValueError as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from optax_lamblion._state.names import bools_like, path_string
+from optax_lamblion._state.names import chosen, path_string
 from pallas_kernels.arithmetic.blocks import check_block_size
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.dispatch import check_implementation
@@ -122,13 +122,12 @@ class StateOptions:
 
 
 def _named(argument, choice, params):
-    if choice is None:
-        return jax.tree.map(lambda _: False, params)
-    if callable(choice):
+    def ask(function):
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: bool(choice(path_string(path))), params
+            lambda path, _: bool(function(path_string(path))), params
         )
-    return bools_like(argument, choice, params)
+
+    return chosen(argument, False if choice is None else choice, params, ask)
 
 
 def _check_norm_axes(axes):

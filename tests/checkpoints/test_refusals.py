@@ -83,7 +83,7 @@ DAMAGED = [
     ),
     damaged(
         "scales of other blocks", LAMB, "mu_absmax/layer/w", np.ones((16, 4), np.float32),
-        "mu['layer/w']", "scales of shape (16, 4)", "(16, 1)", "block size 256",
+        "mu['layer/w']", "scales of shape (16, 4)", "(16, 1)", "blocks of 256",
     ),
     damaged("a count of floats", LION, "count", np.float32(3), "'count'", "float32", "int32"),
     damaged("many counts", LION, "count", np.ones(2, np.int32), "'count'", "(2,)", "()"),

@@ -227,7 +227,6 @@ def test_state_options_have_the_documented_defaults():
         dict(percentile_clipping=None),
         dict(percentile_clipping=100),
         dict(block_wise=True),
-        dict(mask=True),
     ],
     ids=lambda d: next(iter(d)),
 )

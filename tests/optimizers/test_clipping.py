@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_lamblion import clip_by_percentile
+from optax_lamblion import StateOptions, clip_by_percentile, lion8bit
 from tests import oracles
 from tests.optimizers import problem
 from tests.variants import every
@@ -138,3 +138,13 @@ def test_history_is_a_hundred_squared_norms_per_leaf(v):
     for name, history in state.gnorm_history.items():
         assert history.shape == (100,) and history.dtype == np.float32
         np.testing.assert_allclose(history, np.sum(np.square(g[name])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["whole", "layers"])
+def test_norms_may_come_from_numpy(stacked):
+    """As `jax.device_get` and `flax.serialization.from_bytes` return them."""
+    tx = lion8bit(percentile_clipping=5, options=StateOptions(stacked=lambda name: stacked))
+    g = {"w": jnp.ones((4, 64))}
+    state = tx.init(g)
+    expected = tx.update(g, state, g)
+    problem.assert_equal(tx.update(g, jax.device_get(state), g), expected)

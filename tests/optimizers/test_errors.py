@@ -8,6 +8,7 @@ import pytest
 
 from optax_lamblion import (
     StateOptions,
+    adamw,
     clip_by_percentile,
     lamb,
     lamb8bit,
@@ -47,8 +48,14 @@ NUMBERS = [
         ("weight_decay", None, TYPE, "`weight_decay`", "number or a schedule", "None"),
         ("weight_decay", jnp.bfloat16, TYPE, "`weight_decay`", "number or a schedule"),
         ("learning_rate", None, TYPE, "`learning_rate`", "number or a schedule", "None"),
+        ("learning_rate", NAN, VALUE, "`learning_rate`", "finite", "nan"),
+        ("eps", NAN, VALUE, "`eps`", "finite", "nan"),
+        ("weight_decay", float("inf"), VALUE, "`weight_decay`", "finite", "inf"),
+        ("weight_decay", 1j, TYPE, "`weight_decay`", "number or a schedule", "1j"),
+        ("weight_decay", jnp.ones(1), TYPE, "`weight_decay`", "one real number", "(1,)"),
+        ("learning_rate", jnp.complex64(1), TYPE, "`learning_rate`", "one real", "complex64"),
+        ("mask", jnp.array(True), TYPE, "`mask`", '`static_args=("mask",)`'),
         ("learning_rate", "1e-3", TYPE, "`learning_rate`", "number or a schedule", "'1e-3'"),
-        ("max_unorm", 0, VALUE, "`max_unorm`", "positive", "pass None"),
         ("max_unorm", -1.0, VALUE, "`max_unorm`", "-1.0"),
         ("max_unorm", True, TYPE, "`max_unorm`", "number", "True"),
         ("trust_clip", 3, TYPE, "`trust_clip`", "`(0.1, 10.0)`", "got 3"),
@@ -160,6 +167,63 @@ def check(call, error, fragments):
 @pytest.mark.parametrize(("call", "error", "fragments"), NUMBERS + COMBINATIONS)
 def test_wrong_arguments_raise_at_construction(call, error, fragments):
     check(call, error, fragments)
+
+
+SCHEDULES = [
+    case(f"{a} of {name}", lambda a=a, v=value: step_at(a, v), TYPE, f"`{a}`", what)
+    for a in ("learning_rate", "b1", "eps", "weight_decay", "max_unorm")
+    for name, value, what in [
+        ("one axis", jnp.ones(1), "shape (1,)"),
+        ("complex numbers", jnp.complex64(1j), "complex64"),
+        ("a Python complex number", 1j, "complex"),
+        ("nothing", None, "NoneType"),
+    ]
+]  # fmt: skip
+
+
+def step_at(argument, value):
+    """A step with a schedule that returns this."""
+    tx = lamb(**{argument: lambda count: value})
+    return tx.update(jnp.ones(3), tx.init(jnp.ones(3)), jnp.ones(3))
+
+
+@pytest.mark.parametrize(("call", "error", "fragments"), SCHEDULES)
+def test_wrong_numbers_of_schedules_raise_in_update(call, error, fragments):
+    check(call, error, fragments)
+
+
+NAMES = [
+    case("lr", lambda: lion(lr=1e-3), TYPE, "`lion` has no argument `lr`", "`learning_rate`"),
+    case("betas", lambda: lamb8bit(betas=(0.9, 0.99)), TYPE, "`lamb8bit`", "`b1` and `b2`"),
+    case("optim_bits", lambda: lion(optim_bits=8), TYPE, "Here it is `bits`"),
+    case("is_paged", lambda: lion8bit(is_paged=True), TYPE, "Here it is `paged`"),
+    case("eps of Lion", lambda: lion(eps=1e-8), TYPE, "no argument `eps`", "`weight_decay`"),
+    case("a typing error", lambda: lion(wieght_decay=0.1), TYPE, "Here it is `weight_decay`"),
+    case("codec", lambda: lion8bit(codec="linear"), TYPE, "`options=StateOptions(codec=...)`"),
+    case("bits twice", lambda: lion8bit(bits=32), TYPE, "no argument `bits`"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "fragments"), NAMES)
+def test_names_of_elsewhere_are_told(call, error, fragments):
+    check(call, error, fragments)
+
+
+def test_a_function_that_optax_calls_is_no_mask():
+    def mask(params):
+        return jax.tree.map(lambda x: x.ndim > 1, params)
+
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    for factory in (lion, lamb, adamw):
+        with pytest.raises(TypeError, match="static_args"):
+            optax.inject_hyperparams(factory)(1e-2, weight_decay=0.1, mask=mask).init(params)
+        named = optax.inject_hyperparams(factory, static_args=("mask",))
+        tx = named(1e-2, weight_decay=0.1, mask=mask)
+        bare = factory(1e-2, weight_decay=0.1, mask=mask)
+        ours, _ = tx.update(params, tx.init(params), params)
+        expected, _ = bare.update(params, bare.init(params), params)
+        # The numbers are float32 under `inject_hyperparams`.
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), ours, expected)
 
 
 @pytest.mark.parametrize(("call", "error", "fragments"), PERCENTILES)

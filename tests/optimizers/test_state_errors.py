@@ -3,6 +3,7 @@
 Every message names the leaf, or what `update` was given, and says what to do.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -10,6 +11,7 @@ import pytest
 
 from optax_lamblion import (
     StateOptions,
+    apply_fused,
     lamb,
     lamb8bit,
     lamb32bit,
@@ -17,6 +19,7 @@ from optax_lamblion import (
     lion8bit,
     lion32bit,
 )
+from optax_lamblion._state.layout import Layout
 from tests.optimizers.test_errors import case, check
 
 P = {"layer": {"w": jnp.ones((16, 256)), "b": jnp.ones(5)}}
@@ -57,7 +60,27 @@ LEAVES = [
     case(
         "complex parameter",
         lambda: lamb8bit().init(tree(w=jnp.ones(3, jnp.complex64))),
-        TypeError, "'layer/w'", "complex64", *LEAVE_OUT,
+        TypeError, "'layer/w'", "complex64", "split_real_and_imaginary(tx)", *LEAVE_OUT,
+    ),
+    case(
+        "parameter in 8 bits",
+        lambda: lion8bit().init(tree(w=jnp.ones((16, 256), jnp.float8_e4m3fn))),
+        TypeError, "'layer/w'", "float8_e4m3fn", "bfloat16", "`optax.masked`",
+    ),
+    case(
+        "function as parameter",
+        lambda: lion8bit().init(tree(b=jax.nn.relu)),
+        TypeError, "'layer/b'", "`eqx.filter(model, eqx.is_inexact_array)`",
+    ),
+    case(
+        "Python number as gradient",
+        lambda: step(lion(), lion(), grads=tree(b=1.0)),
+        TypeError, "Gradient 'layer/b'", "float", "jnp.asarray",
+    ),
+    case(
+        "complex gradient",
+        lambda: step(lion(), lion(), grads=tree(b=jnp.ones(5, jnp.complex64))),
+        TypeError, "Gradient 'layer/b'", "complex64", "split_real_and_imaginary(tx)",
     ),
     case(
         "bool parameter",
@@ -181,8 +204,39 @@ OTHER_STATES = [
     ),
     case(
         "scales of another shape",
-        lambda: changed(lion8bit(), mu_absmax=P),
+        lambda: changed(lion8bit(), mu_absmax=tree(b=jnp.zeros(1))),
         ValueError, "mu['layer/w']", "scales of shape (16, 256)", "need (16, 1)", MAKE_NEW,
+    ),
+    case(
+        "numbers with scales",
+        lambda: changed(lion8bit(), mu_absmax=P),
+        ValueError, "mu['layer/b']", "scales of shape (5,)", "(1,)", MAKE_NEW,
+    ),
+    case(
+        "gradients and state swapped",
+        lambda: lion().update(lion().init(P), P, P),
+        TypeError, "first argument", "tx.update(grads, state, params)",
+    ),
+    case(
+        "gradients and state swapped, fused",
+        lambda: apply_fused(lion(), P, lion().init(P), P),
+        TypeError, "third argument", "`apply_fused(tx, params, grads, state)`",
+    ),
+    case(
+        "gradients and state swapped, of a chain",
+        lambda: apply_fused(optax.chain(lion()), P, optax.chain(lion()).init(P), P),
+        TypeError, "third argument", "`apply_fused(tx, params, grads, state)`",
+    ),
+    case(
+        "parameters and gradients are one leaf",
+        lambda: apply_fused(lion(), P["layer"]["w"], lion().init(P["layer"]["w"]), P["layer"]["w"]),
+        TypeError, "third argument",
+    ),
+    case(
+        "arrays by position from another codec",
+        lambda: changed(lion8bit(), layout={"power_256_v2": Layout("linear", 256).number}),
+        ValueError, "'power_256_v2'", "'linear_256_v2'",
+        '`options=StateOptions(block_size=256, codec="linear")`',
     ),
     case("lamb's in lion", lambda: step(lion(), lamb()), TypeError, "`LionState`", "LambState"),
     case(

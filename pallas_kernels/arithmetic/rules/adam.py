@@ -26,11 +26,11 @@ class Own(NamedTuple):
     """1 / debias1: the same for the maximum of bias-corrected second moments."""
 
 
-def _scalars(at, numbers, count):
-    b1, b2 = at(numbers["b1"]), at(numbers["b2"])
+def _scalars(numbers, count):
+    b1, b2 = numbers["b1"], numbers["b2"]
     debiased = debias if numbers["bias_correction"] else lambda decay, count: 1.0
     first, second = debiased(b1, count), debiased(b2, count)
-    return Own(b1, 1 - b1, b2, 1 - b2, first, second, at(numbers["eps"]))
+    return Own(b1, 1 - b1, b2, 1 - b2, first, second, numbers["eps"])
 
 
 def _prepare(own):

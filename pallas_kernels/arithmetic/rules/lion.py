@@ -18,8 +18,8 @@ class Own(NamedTuple):
     one_minus_b2: Any = 0.01
 
 
-def _scalars(at, numbers, count):
-    b1, b2 = at(numbers["b1"]), at(numbers["b2"])
+def _scalars(numbers, count):
+    b1, b2 = numbers["b1"], numbers["b2"]
     return Own(b1, 1 - b1, b2, 1 - b2)
 
 

@@ -35,9 +35,9 @@ class Slot(NamedTuple):
 class Rule(NamedTuple):
     """An optimizer, as functions of decoded values and of its own scalars, `own`.
 
-    - `scalars(at, numbers, count)` makes `own` for a step, a NamedTuple: `numbers` are what the
-      optimizer was built with, by name, `at(value)` is that of a schedule in this step, and `count`
-      the number of the step, from 1 on.
+    - `scalars(numbers, count)` makes `own` for a step, a NamedTuple: `numbers` are what the
+      optimizer was built with, by name, those of schedules for this step, and `count` is the number
+      of the step, from 1 on.
     - `prepare(own)` works out what is the same for all elements, so that no thread has to.
     - `decays(own)`: what the old slots are multiplied by on the way into the new ones, which can be
       made part of their scales.
@@ -109,4 +109,6 @@ def debias(decay, count):
     else:
         # Not in a dtype of its own: a decay in bfloat16 would have a logarithm of two digits.
         log = jnp.log(decay.astype(jnp.result_type(float)))
-    return -1 / jnp.expm1(count.astype(jnp.result_type(float)) * log)
+    # A count that is negative, as only a damaged state has it, is to be seen.
+    steps = jnp.where(count > 0, count.astype(jnp.result_type(float)), jnp.nan)
+    return -1 / jnp.expm1(steps * log)
