@@ -2,6 +2,7 @@
 
 from optax_lamblion._checkpoints.bitsandbytes.export import to_bitsandbytes
 from optax_lamblion._checkpoints.bitsandbytes.load import from_bitsandbytes
+from optax_lamblion._checkpoints.check import StateCheck, StateFault, check_state
 from optax_lamblion._checkpoints.conversion import convert_state, restore_target
 from optax_lamblion._optimizers.adamw import (
     adamw,
@@ -44,12 +45,15 @@ __all__ = [
     "ClipByPercentileState",
     "LambState",
     "LionState",
+    "StateCheck",
+    "StateFault",
     "StateOptions",
     "StateReport",
     "adamw",
     "adamw32bit",
     "adamw8bit",
     "apply_fused",
+    "check_state",
     "clip_by_percentile",
     "convert_state",
     "from_bitsandbytes",

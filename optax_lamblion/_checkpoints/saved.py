@@ -130,8 +130,8 @@ class Saved:
         found = {x for x in found if x.startswith(f"{prefix}/")} or found
         if len(found) != 1:
             raise ValueError(
-                "There is no state of Lion, LAMB or AdamW, with a `count` and moments, "
-                f"{_at(prefix)} of what was saved, which "
+                f"There is no state of Lion, LAMB or AdamW {_at(prefix)}, with a `count` and "
+                "moments, of what was saved, which "
                 f"has {first_names(list(self._left)) or 'no arrays'}. Pass the state of the "
                 "optimizer, with the transformations around it that `tx` has."
             )

@@ -68,8 +68,9 @@ def lamb(
       adam_w_mode: False adds :math:`\lambda\theta` to the gradient (L2 regularisation) instead of
         to the update.
       max_unorm: A number :math:`x` replaces the trust ratio by bitsandbytes' cap
-        :math:`\min(1, x \|\theta\| / \|u_t\|)`, which never lengthens a step.
-      trust_clip: A pair `(low, high)` that the trust ratio is clipped to.
+        :math:`\min(1, x \|\theta\| / \|u_t\|)`, which never lengthens a step; 0 switches it off,
+        so that the ratio is 1.
+      trust_clip: A pair `(low, high)` that the trust ratio is clipped to. `(1.0, 1.0)` is AdamW.
       bits: 8 stores the moments in 8 bits, 32 or None in 32.
       min_8bit_size: With 8 bits, leaves with fewer elements stay in 32; None means the 4096 of
         `StateOptions`.

@@ -69,4 +69,5 @@ new state at every micro-step. Accumulate the gradients before it and step when 
     optax.chain(
         optax.MultiSteps(optax.identity(), k).gradient_transformation(),
         optax.transforms.conditionally_transform(paged, lambda step: step % k == k - 1),
-    )"""
+    )
+With k = 1 nothing is accumulated: leave `optax.MultiSteps` out."""

@@ -22,6 +22,7 @@ from optax_lamblion import (
     lion32bit,
     restore_target,
 )
+from optax_lamblion._state.layout import Layout
 from tests.checkpoints import problem
 from tests.optimizers.test_errors import check
 
@@ -106,6 +107,11 @@ DAMAGED = [
         "a format to come", LION, "layout", {"power_256_v3": np.int32(0)},
         "format 3", "reads format 2", "newer",
     ),
+    damaged("a count of many bits", LION, "count", np.float64(3), "'count'", "float64", "int32"),
+    damaged(
+        "codes cast to numbers", LAMB, "nu/layer/w", np.ones((16, 256), np.float32),
+        "nu['layer/w']", "float32", "scales of shape (16, 1)", "codes that were cast",
+    ),
     damaged(
         "a format that was", LION, "layout", {"power_256_v1": np.int32(0)},
         "format 1", "reads format 2", "32 bits", "`lion32bit()`", "`tx.init(params)`",
@@ -135,6 +141,21 @@ def test_a_state_that_is_not_whole(tx, tree, fragments, tmp_path):
     ):
         check(refuse, ValueError, fragments)
     assert problem.bits(tree) == before
+
+
+@pytest.mark.parametrize(
+    ("tx", "tree", "fragments"),
+    [
+        damaged(
+            "arrays by position, of another codec", LION, "layout",
+            {"power_256_v2": np.int32(Layout("dynamic", 256).number)},
+            "'power_256_v2'", "'dynamic_256_v2'", 'codec="dynamic"',
+        ),
+        damaged("a negative count", LAMB, "count", np.int32(-7), "'count'", "-7", "from 0 up"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_something_else(tx, tree, fragments):
+    check(lambda: convert_state(tree, P, tx), ValueError, fragments)
 
 
 def _other_blocks(tx):
