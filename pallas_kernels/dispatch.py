@@ -110,9 +110,8 @@ def _run(method, leaf, *args):
     implementation = leaf.spec.implementation
     if leaf.size < TILE or not leaf.coded:
         implementation = GENERAL
-    why_not = {name: entry.why_not(leaf) for name, entry in IMPLEMENTATIONS.items()}
     calls = {name: getattr(entry, method) for name, entry in IMPLEMENTATIONS.items()}
-    chosen = choice(implementation, why_not)
+    chosen = choice(implementation, lambda name: IMPLEMENTATIONS[name].why_not(leaf))
 
     def general(leaf, *args):
         out = calls[GENERAL](leaf, *args)
@@ -128,14 +127,13 @@ def choice(implementation, why_not) -> str:
 
     Args:
       implementation: A key of `IMPLEMENTATIONS`, or None for the first that can run.
-      why_not: For each by name why it cannot take these arrays, or None.
+      why_not: Of a name, why that one cannot take these arrays, or None.
 
     Raises:
-      ValueError: There is no such implementation, or it cannot run.
+      ValueError: It cannot run.
     """
-    check_implementation(implementation)
     if implementation is not None:
-        if why := why_not[implementation] or IMPLEMENTATIONS[implementation].why_not_here():
+        if why := why_not(implementation) or IMPLEMENTATIONS[implementation].why_not_here():
             raise ValueError(
                 f'`implementation="{implementation}"` cannot run this: {why}. {_REMEDY}'
             )
@@ -143,7 +141,7 @@ def choice(implementation, why_not) -> str:
     here = _compiles_for()
     for name, entry in IMPLEMENTATIONS.items():
         reachable = entry.platform is None or entry.platform in here
-        if reachable and not (why_not[name] or entry.why_not_here()):
+        if reachable and not (why_not(name) or entry.why_not_here()):
             return name
     return GENERAL
 

@@ -69,6 +69,7 @@ def quantize(
       Array([ 0.       ,  0.4999065, -2.       ], dtype=float32)
     """
     check_block_size(block_size)
+    dispatch.check_implementation(implementation)
     x = jnp.asarray(x)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"`quantize` needs a floating-point array, got {x.dtype}.")
@@ -86,9 +87,12 @@ def _quantize(x, key, block_size, codec, keep_nonzero, implementation):
         mosaic=functools.partial(mosaic.quantize, **static),
         xla=functools.partial(xla.quantize, **static),
     )
-    why_not = dict(mosaic=why_not_array(x, block_size), xla=None)
-    chosen = dispatch.choice(implementation, why_not)
+    chosen = dispatch.choice(implementation, functools.partial(_why_not, x, block_size, x.dtype))
     return dispatch.call(chosen, implementation, calls, (x, key))
+
+
+def _why_not(x, block_size, dtype, name):
+    return why_not_array(x, block_size, dtype) if name == "mosaic" else None
 
 
 def _key(seed):
@@ -135,6 +139,7 @@ def dequantize(
       Array([0., 3.], dtype=float32)
     """
     check_block_size(block_size)
+    dispatch.check_implementation(implementation)
     codes, absmax = jnp.asarray(codes), jnp.asarray(absmax)
     if codes.dtype != jnp.uint8:
         raise TypeError(f"`codes` must be uint8, got {codes.dtype}.")
@@ -159,6 +164,5 @@ def _dequantize(codes, absmax, block_size, codec, dtype, implementation):
         xla=functools.partial(xla.dequantize, **static),
     )
     implementation = implementation or dispatch.GENERAL
-    why_not = dict(mosaic=why_not_array(codes, block_size, dtype), xla=None)
-    chosen = dispatch.choice(implementation, why_not)
+    chosen = dispatch.choice(implementation, functools.partial(_why_not, codes, block_size, dtype))
     return dispatch.call(chosen, implementation, calls, (codes, absmax))

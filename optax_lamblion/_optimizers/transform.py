@@ -113,13 +113,15 @@ def _rows(c, updates, state, params):
         )
         for field in c.fields
     }
+    no, yes = [False] * len(names), [True] * len(names)
+    options = c.chosen
     columns = zip(
         names,
         [g for _, g in paths_and_grads],
         _leaves_like(tree, params, "`params`", "Call `tx.update(grads, state, params)`"),
-        tree.flatten_up_to(_decay_mask(c.mask, params)) if c.decays else [False] * len(names),
-        tree.flatten_up_to(c.chosen.are_stacked(updates)),
-        tree.flatten_up_to(c.chosen.keeps_32bit(updates)),
+        (yes if c.mask is None else tree.flatten_up_to(_mask(c, params))) if c.decays else no,
+        no if options.stacked is None else tree.flatten_up_to(options.are_stacked(updates)),
+        no if options.keep_32bit is None else tree.flatten_up_to(options.keeps_32bit(updates)),
         [dict(zip(of_state, x, strict=True)) for x in zip(*of_state.values(), strict=True)],
         strict=True,
     )
@@ -138,9 +140,9 @@ def _leaves_like(structure, tree, what, remedy):
         ) from None
 
 
-def _decay_mask(mask, params):
-    """A tree of bools (Python's where they are) like `params`."""
-    return chosen("mask", True if mask is None else mask, params, lambda ask: ask(params))
+def _mask(c, params):
+    """Which leaves decay: a tree of bools (Python's where they are) like `params`."""
+    return chosen("mask", c.mask, params, lambda function: function(params))
 
 
 def _with_slots(c, row):

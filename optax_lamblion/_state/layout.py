@@ -6,10 +6,12 @@ stays with a state through most libraries that save one. Some keep arrays by the
 the entry's value says the same once more, as a number.
 """
 
+import dataclasses
 import itertools
 import re
 import zlib
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,23 +27,22 @@ FORMAT = 2
 """Counts up when codes or scales of the same codec and block size come to mean something else."""
 
 
-class Layout(NamedTuple):
-    """How 8-bit leaves are stored.
-
-    - `codec`: the name of the codec.
-    - `block_size`: elements that share a scale; None for all of a leaf.
-    """
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How 8-bit leaves are stored."""
 
     codec: str
+    """The name of the codec."""
     block_size: int | None
+    """Elements that share a scale; None for all of a leaf."""
 
-    @property
+    @cached_property
     def entry(self) -> str:
         """The name that stands for it in a state: `"power_256_v2"`."""
         block = "tensor" if self.block_size is None else self.block_size
         return f"{self.codec}_{block}_v{FORMAT}"
 
-    @property
+    @cached_property
     def number(self) -> int:
         """The value of that entry, an int32 that float32 can hold."""
         return zlib.crc32(self.entry.encode()) >> 8
@@ -138,7 +139,8 @@ def known(x) -> Any:
 
 def check_layout(layout: Layout, state) -> None:
     """Raises `ValueError`, which names a leaf, if a state's codes mean something else."""
-    refuse_layout(layout, layout_of(state.layout), state.mu)
+    if (has := layout_of(state.layout)) != layout:
+        refuse_layout(layout, has, state.mu)
 
 
 def refuse_layout(

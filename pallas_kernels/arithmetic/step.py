@@ -147,14 +147,14 @@ def update_from_signs(spec, signs, out_dtype, p, s):
 
 def load(spec, slots, dtype):
     """Slots as values, exactly as they were stored: the largest of a block is its scale."""
-
-    def loaded(codec, slot):
-        if not slot.coded:
-            return slot.values.astype(dtype)
-        absmax = spread(slot.absmax, slot.values.shape, spec.block_size)
-        return decode(codec, slot.values, dtype) * absmax.astype(dtype)
-
-    return tuple(loaded(*column) for column in zip(spec.codecs, slots, strict=True))
+    values = []
+    for codec, slot in zip(spec.codecs, slots, strict=True):
+        if slot.coded:
+            absmax = spread(slot.absmax, slot.values.shape, spec.block_size)
+            values.append(decode(codec, slot.values, dtype) * absmax.astype(dtype))
+        else:
+            values.append(slot.values.astype(dtype))
+    return tuple(values)
 
 
 def times(values, factors):
@@ -258,14 +258,14 @@ def prepared(spec, absmaxes, dither, numbers):
       dither: `Dither`.
       numbers: `Dither.numbers` of the blocks, shaped like the scales.
     """
-
-    def of_slot(i, codec, absmax):
+    of_slots = []
+    for i, (codec, absmax) in enumerate(zip(spec.codecs, absmaxes, strict=True)):
         if absmax is None:
-            return None
-        return codec.prepare(absmax, dither.fractions(i, numbers) if codec.dithered else NEAREST)
-
-    columns = zip(spec.codecs, absmaxes, strict=True)
-    return tuple(of_slot(i, *column) for i, column in enumerate(columns))
+            of_slots.append(None)
+        else:
+            u = dither.fractions(i, numbers) if codec.dithered else NEAREST
+            of_slots.append(codec.prepare(absmax, u))
+    return tuple(of_slots)
 
 
 # ---------------------------------------------------------------------------------------- norms
