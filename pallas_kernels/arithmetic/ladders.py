@@ -201,75 +201,96 @@ def _eighth_powers(top):
 
 
 def dynamic(signed, five_to=None, five_to_7_minus=None):
-    """Bitsandbytes' dynamic map in closed form.
+    """Bitsandbytes' dynamic map in closed form; for the other arguments see `_Dynamic`."""
+    ladder = _Dynamic(signed, five_to or _five_to, five_to_7_minus or _five_to_7_minus)
+    return Codec(
+        name="dynamic",
+        signed=signed,
+        top=ladder.top,
+        dithered=False,
+        negative_never_zero=signed,
+        odd=False,
+        level=ladder.level,
+        raw=ladder.level,
+        raw_root=lambda rung: jnp.sqrt(ladder.level(rung)),
+        unit=1.0,
+        prepare=_scale_and_u,
+        climb=ladder.climb,
+    )
 
-    Seven decades; decade i holds N equally spaced levels, N = 2**i signed and 2**(i+1) unsigned:
-    `10**(i-6) * (0.1 + 0.9 * (j + 0.5) / N)`. Counting rungs so that `a = N + j` turns decade and
-    place in the decade into exponent and mantissa of `a`. Signed, +1 has a code and -1 has none.
 
-    `five_to(2**i)` and `five_to_7_minus(2**23 + i)` override how `5**i`, which must be exact, and
-    `5**(7 - i)` are found for i from 0 to 7; `five_to(0)` is 0.
+class _Dynamic(NamedTuple):
+    """Seven decades, of which decade i holds N equally spaced levels.
+
+    N = 2**i signed and 2**(i+1) unsigned: `10**(i-6) * (0.1 + 0.9 * (j + 0.5) / N)`. Counting rungs
+    so that `a = N + j` turns decade and place in the decade into exponent and mantissa of `a`.
+    Signed, +1 has a code and -1 has none.
     """
-    five_to = five_to or _five_to
-    five_to_7_minus = five_to_7_minus or _five_to_7_minus
-    shift = 0 if signed else 1  # a = rung + shift
-    top = 128 if signed else 255
-    most = 64.0 if signed else 128.0  # levels in the last decade
 
-    def level(rung):
-        a = rung if signed else rung + 1  # and the sign does not matter
+    signed: bool
+    five_to: Callable
+    """`five_to(2**i)` is `5**i` for i from 0 to 7, which must be exact; of 0 it is 0."""
+    five_to_7_minus: Callable
+    """`five_to_7_minus(2**23 + i)` is `5**(7 - i)`."""
+
+    @property
+    def top(self):
+        """The rung of magnitude 1."""
+        return 128 if self.signed else 255
+
+    @property
+    def shift(self):
+        """a = rung + shift."""
+        return 0 if self.signed else 1
+
+    @property
+    def most(self):
+        """Levels in the last decade."""
+        return 64.0 if self.signed else 128.0
+
+    def level(self, rung):
+        """How high a rung is."""
+        a = rung if self.signed else rung + 1  # and the sign does not matter
         count = (a.view(jnp.int32) & 0x7F800000).view(jnp.float32)  # N, or 0
         # 10**i / N is a power of five, or half of it: the only rounding is that of 1e-6.
         inside = 0.9 * (jnp.abs(a) - count) + (0.1 * count + 0.45)
-        value = inside * (five_to(count) * (1e-6 if signed else 0.1e-6))
-        value = jnp.where(jnp.abs(rung) >= top, 1.0, value)
-        return value if signed else jnp.where(rung == 0, 0.0, value)
+        value = inside * (self.five_to(count) * (1e-6 if self.signed else 0.1e-6))
+        value = jnp.where(jnp.abs(rung) >= self.top, 1.0, value)
+        return value if self.signed else jnp.where(rung == 0, 0.0, value)
 
-    def place(y):
+    def place(self, y):
         """N of the decade of `y`, and how many of the N parts of the decade lie below `y`."""
         # A little more than the logarithm, so that no rounding error puts the start of a decade
         # into the decade below. It may put the end of one into the decade above; place is then
         # -3e-5, and what follows treats that as the start.
         decade = jnp.log2(jnp.maximum(y, 3.2e-7)) * _LOG10_2 + (6.5 + 2e-6)
         decade = jnp.minimum(decade, 6.4) + 2.0**23  # rounded, 2**23 + i
-        count = ((decade.view(jnp.int32) << 23) + ((127 + shift) << 23)).view(jnp.float32)
+        exponent = (decade.view(jnp.int32) << 23) + ((127 + self.shift) << 23)
+        count = exponent.view(jnp.float32)
         # 10**(6 - i) * N is 5**(6 - i) * most.
-        scaled = y * (five_to_7_minus(decade) * (most / 0.9 / 5))
+        scaled = y * (self.five_to_7_minus(decade) * (self.most / 0.9 / 5))
         return count, scaled - count * (1 / 9)
 
-    def nearest(y):
-        count, parts = place(y)
+    def nearest(self, y):
+        """The rung of the level that is nearest to `y`."""
+        count, parts = self.place(y)
         # Levels are the middles of the parts. Below the first one of a decade the spacing changes,
         # and so does the height at which the level below is as near.
-        turn = jnp.where(count == 2.0**shift, 7 / 36 if signed else 5 / 36, 0.2)
+        turn = jnp.where(count == 2.0**self.shift, 7 / 36 if self.signed else 5 / 36, 0.2)
         j = jnp.where(parts < turn, -1.0, floor_to(parts))
-        return jnp.where(y > 1 - 0.225 / most, top, count + j - shift)
+        return jnp.where(y > 1 - 0.225 / self.most, self.top, count + j - self.shift)
 
-    def climb(x, least, scale, u=NEAREST):
+    def climb(self, x, least, scale, u=NEAREST):
+        """As of a `Codec`."""
         y = _normalized(x, scale)
         if is_nearest(u):
-            return Climbed(jnp.maximum(nearest(y), least))
+            return Climbed(jnp.maximum(self.nearest(y), least))
         y = jnp.minimum(y, 1)  # a reciprocal may be too large, and there is no rung above the top
-        count, parts = place(y)
-        rung = jnp.minimum(count + (round_to(parts) - (1 + shift)), top - 1)
-        low, high = level(rung), level(rung + 1)
+        count, parts = self.place(y)
+        rung = jnp.minimum(count + (round_to(parts) - (1 + self.shift)), self.top - 1)
+        low, high = self.level(rung), self.level(rung + 1)
         rung = jnp.where(y > low + u * (high - low), rung + 1, rung)
         return Climbed(jnp.maximum(rung, least))
-
-    return Codec(
-        name="dynamic",
-        signed=signed,
-        top=top,
-        dithered=False,
-        negative_never_zero=signed,
-        odd=False,
-        level=level,
-        raw=level,
-        raw_root=lambda rung: jnp.sqrt(level(rung)),
-        unit=1.0,
-        prepare=_scale_and_u,
-        climb=climb,
-    )
 
 
 _LOG10_2 = 0.30102999566398120
