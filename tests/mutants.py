@@ -107,7 +107,7 @@ MUTANTS = [
     Mutant(
         "all steps are rounded alike",
         f"{OURS}/_optimizers/transform.py",
-        "Dither(next_count.astype(jnp.uint32),",
+        "Dither(step.number.astype(jnp.uint32),",
         "Dither(jnp.uint32(7),",
         f"{ORACLE} -k 'every_leaf or lion8bit-power-float32'",
     ),
@@ -213,15 +213,15 @@ MUTANTS = [
     Mutant(
         "a cap may lengthen a step",
         f"{OURS}/_optimizers/transform.py",
-        "ratio_high=high if c.max_unorm is None else 1.0",
-        "ratio_high=high",
+        "        high = 1.0\n",
+        "        pass\n",
         f"{ORACLE} -k 'no_cap and xla'",
     ),
     Mutant(
         "schedules are one step late",
         f"{OURS}/_optimizers/transform.py",
-        'leaves = _leaves(c, rows, scales, state.count, count, "params" if apply else "updates")',
-        'leaves = _leaves(c, rows, scales, count, count, "params" if apply else "updates")',
+        "value = value(step.count)",
+        "value = value(step.number)",
         f"{OPTIMIZERS}/test_contract.py -k schedules",
     ),
     Mutant(
@@ -244,6 +244,34 @@ MUTANTS = [
         "streamed[0] = streamed[0].replace(slots=donation.repair(streamed[0].slots))",
         "pass",
         f"{OPTIMIZERS}/test_donation_across_memories.py -m 'slow or not slow'",
+    ),
+    Mutant(
+        "codes that were cast are taken for moments",
+        f"{OURS}/_state/checks.py",
+        "tuple(absmax.shape) == scales != unused",
+        "False",
+        f"{OPTIMIZERS}/test_tampered.py -k 'step and lion8bit]'",
+    ),
+    Mutant(
+        "one block of codes that were cast is taken for moments",
+        f"{OURS}/_state/checks.py",
+        "return jnp.where(absmax == 0, values, jnp.nan), absmax",
+        "return values, absmax",
+        f"{OPTIMIZERS}/test_tampered.py -k 'step and lion8bit]'",
+    ),
+    Mutant(
+        "a negative count is not seen",
+        f"{ARITHMETIC}/rules/rule.py",
+        "jnp.where(count > 0, count.astype(jnp.result_type(float)), jnp.nan)",
+        "count.astype(jnp.result_type(float))",
+        f"{OPTIMIZERS}/test_tampered.py -k 'step and amsgrad' -m 'slow or not slow'",
+    ),
+    Mutant(
+        "arrays that were saved by position are not told apart",
+        f"{OURS}/_state/layout.py",
+        "if number in (None, 0, layout.number):",
+        "if True:",
+        f"{OPTIMIZERS}/test_state_errors.py",
     ),
     Mutant(
         "eager steps of injected hyperparameters are compiled anew",
