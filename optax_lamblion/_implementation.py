@@ -2,7 +2,7 @@
 
 import jax
 
-from optax_lamblion._paging.memory import KIND, memory_kinds
+from optax_lamblion._paging.memory import KIND, NO_BYTES, memory_kinds
 from pallas_kernels import dispatch
 from pallas_kernels.mosaic.tile import TILE, why_not_blocks
 
@@ -29,13 +29,15 @@ def explain(names):
         if name.endswith("8bit"):
             implementation, reason = for_8_bits, why
         if name.startswith("paged_"):
-            implementation, reason = _explain_paged(implementation, reason)
+            implementation, reason = _explain_paged(name, implementation, reason)
         rows.append((name, implementation, reason))
     return rows
 
 
-def _explain_paged(implementation, reason):
+def _explain_paged(name, implementation, reason):
     device = jax.local_devices()[0]
+    if device.platform == "tpu" and name.endswith("8bit"):
+        return "none", NO_BYTES.format(f"`{name.removeprefix('paged_')}`")
     if KIND in (kinds := memory_kinds(device)):
         return implementation, f"{reason}; state sleeps in memory of kind {KIND}"
     there = ", ".join(sorted(kinds))

@@ -14,7 +14,9 @@ from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule
 from jax.sharding import PartitionSpec
 
 from optax_lamblion._mesh import regions, shardy, ways_in
+from optax_lamblion._mesh.one_mesh import check_one_mesh
 from optax_lamblion._mesh.splits import split_for
+from optax_lamblion._state.names import path_string
 from optax_lamblion._state.types import HISTORY, ClipByPercentileState
 
 
@@ -98,8 +100,8 @@ class _SquaredNorms(NamedTuple):
         return SdyShardingRule(tuple(of_grads), tuple(of_sums))
 
     def restore(self, mesh, grads, results):
-        """Sums are where they should be."""
-        return results
+        """All sums on every device, as histories are."""
+        return [ways_in.reshard(x, mesh, PartitionSpec()) for x in results]
 
 
 def _sum_of_squares(g, stacked):
@@ -181,7 +183,9 @@ def clip_by_percentile(
         if isinstance(percentile, int) and percentile == 100:
             return updates, state
         count = optax.safe_increment(state.count)
-        grads, treedef = jax.tree.flatten(updates)
+        rows, treedef = jax.tree_util.tree_flatten_with_path(updates)
+        grads = [g for _, g in rows]
+        check_one_mesh((path_string(path), [g]) for path, g in rows)
         squared = treedef.unflatten(squared_norms(grads))
         if scope == "global":
             total = sum(jax.tree.leaves(squared), jnp.zeros([], jnp.float32))

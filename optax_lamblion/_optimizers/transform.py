@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_lamblion._mesh.one_mesh import check_one_mesh
 from optax_lamblion._optimizers import clipping
 from optax_lamblion._optimizers.fused import REQUEST, Applied
 from optax_lamblion._optimizers.settings import Settings, check_scalar
@@ -38,7 +39,9 @@ def make(c: Settings) -> optax.GradientTransformationExtraArgs:
 def _init(c, params):
     if c.paged:
         refuse_multi_steps()
-        check_host_memory(c.resident_name)
+        check_host_memory(c.bits, c.resident_name)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    check_one_mesh(((path_string(path), [p]) for path, p in leaves), one_device=c.paged)
     return fresh.init_state(c, params)
 
 
@@ -52,6 +55,7 @@ def _update(c, updates, state, params=None, **extra_args):
     apply = extra_args.get(REQUEST, False) and c.learning_rate is not None
     step = _Step(count, optax.safe_increment(count), "params" if apply else "updates")
     tree, rows = _rows(c, updates, state, params)
+    check_one_mesh(((row.name, row.arrays) for row in rows), one_device=c.paged)
     if c.clips:
         rows = _clipped(c, rows, step)
     leaves = _leaves(c, rows, step)
@@ -96,6 +100,11 @@ class _Row(NamedTuple):
     slots: tuple[StoredSlot, ...] = ()
     grad_scale: Any = None
     """What percentile clipping multiplies the gradient by."""
+
+    @property
+    def arrays(self):
+        """Its gradient, parameter and moments."""
+        return self.g, self.p, *(slot.values for slot in self.slots)
 
 
 def _rows(c, updates, state, params):

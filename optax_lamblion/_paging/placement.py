@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_lamblion._paging.memory import KIND, is_traced, memory_kinds
+from optax_lamblion._paging.memory import KIND, NO_BYTES, is_traced, memory_kinds
 
 
 def which_are_paged(extents, options):
@@ -35,11 +35,14 @@ def which_are_paged(extents, options):
     return out
 
 
-def check_host_memory(resident):
+def check_host_memory(bits, resident):
     """Raises `ValueError` where there is no host memory for state. `resident` is what to use."""
-    if jax.sharding.get_abstract_mesh().abstract_device is not None:
+    named = jax.sharding.get_abstract_mesh().abstract_device
+    device = named or (jax.local_devices()[0] if is_traced() else jnp.zeros(()).devices().pop())
+    if bits == 8 and device.platform == "tpu":
+        raise ValueError(f"`paged=True`: {NO_BYTES.format(f'`{resident}`')}.")
+    if named is not None:
         return  # compiled for devices that need not be here
-    device = jnp.zeros(()).devices().pop() if not is_traced() else jax.local_devices()[0]
     kinds = memory_kinds(device)
     if KIND not in kinds:
         raise ValueError(

@@ -3,12 +3,15 @@
 import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
-from optax_lamblion import StateOptions, lamb, lamb8bit, lion8bit
+from optax_lamblion import StateOptions, apply_fused, lamb, lamb8bit, lion8bit
 from tests.meshes import problem
+from tests.meshes.problem import P
 from tests.variants import VARIANTS, every
 
 # Every variant on every mesh. Those that are not slow see each mesh, each kind and each form once,
@@ -96,6 +99,30 @@ def test_percentile_clipping_goes_by_whole_norms(make, kind):
         # A history that differs in its last digits clips by a factor that does.
         np.testing.assert_allclose(run.params[name], alone.params[name], rtol=1e-5, atol=1e-6)
     assert run.collectives == {"all-reduce": 1 if make is lion8bit else 2}
+
+
+@by_kind
+def test_percentile_clipping_of_divided_layers(kind):
+    """A norm for every layer, of which a device has some; histories stay as they were."""
+    tx = clipping(lamb, options=StateOptions(stacked=lambda path: True))
+    rng = np.random.default_rng(0)
+    p, *grads = (jnp.asarray(rng.standard_normal((8, 64)), jnp.float32) for _ in range(3))
+    mesh = problem.make_mesh("4x2", kind)
+
+    def steps(place):
+        q, state = place(p), tx.init(place(p))
+        step = jax.jit(lambda p, g, state: apply_fused(tx, p, g, state))
+        for g in grads:
+            before = jax.typeof(state.gnorm_history)
+            q, state = step(q, place(g), state)
+            assert jax.typeof(state.gnorm_history) == before
+        return q, state
+
+    alone = steps(lambda x: x)
+    run = steps(lambda x: jax.device_put(x, NamedSharding(mesh, P("fsdp", "tp"))))
+    assert alone[1].gnorm_history.shape == (8, 100)
+    for x, y in zip(jax.tree.leaves(alone), jax.tree.leaves(run), strict=True):
+        np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-6)  # as above
 
 
 @by_kind
