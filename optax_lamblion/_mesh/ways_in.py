@@ -20,8 +20,10 @@ from jax import lax
 from jax.experimental.custom_partitioning import (
     custom_partitioning,
 )
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from optax_lamblion._mesh.marks import mark
 from optax_lamblion._mesh.regions import Region, axes_of_kind, manual_region, mesh_of
 from optax_lamblion._mesh.splits import axes_of
 
@@ -117,9 +119,13 @@ def _in_auto(program: Program, mesh, args):
         sharding_rule=program.rule(mesh.size, args),
     )
 
+    def marked(args):
+        with set_xla_metadata(optax_lamblion=mark(program, args)):
+            return operation(args)
+
     @jax.custom_batching.custom_vmap
     def mapped(args):
-        return lax.platform_dependent(args, tpu=program.plain, default=operation)
+        return lax.platform_dependent(args, tpu=program.plain, default=marked)
 
     mapped.def_vmap(functools.partial(_map_plain, program))
 
