@@ -77,7 +77,7 @@ def shardings_of(state, params, shardings=None, over=()):
     """The same for a state whose arrays, or their shapes, are at hand."""
     known = _known(params, shardings, over)
     everywhere = NamedSharding(next(iter(known.values())).mesh, PartitionSpec())
-    cuts: dict[str, Any] = {}
+    given = _Given(known, everywhere, over, {})
 
     def of_ours(node):
         def of_field(name):
@@ -89,7 +89,7 @@ def shardings_of(state, params, shardings=None, over=()):
             rows, treedef = jax.tree_util.tree_flatten_with_path(getattr(node, slot))
             scales = [None] * len(rows) if scales is None else treedef.flatten_up_to(scales)
             return treedef.unflatten(
-                _of_slot(known, everywhere, path, x, a, is_scales, over, cuts)
+                _of_slot(given, path, x, a, is_scales)
                 for (path, x), a in zip(rows, scales, strict=True)
             )
 
@@ -100,14 +100,14 @@ def shardings_of(state, params, shardings=None, over=()):
     def of_node(path, node):
         if isinstance(node, _OURS):
             return of_ours(node)
-        param = _found(known, path)
+        param = given.param(path)
         if param is None or param.shape != node.shape:
             return everywhere
         spec = _divided(param, over, None)
         return NamedSharding(param.mesh, spec, memory_kind=_kind(node))
 
     out = jax.tree_util.tree_map_with_path(of_node, state, is_leaf=lambda x: isinstance(x, _OURS))
-    warn_of_cuts(list(cuts.values()))
+    warn_of_cuts(list(given.cuts.values()))
     return out
 
 
@@ -120,6 +120,22 @@ class _Param(NamedTuple):
     shape: tuple[int, ...]
     mesh: Any
     axes: tuple[tuple[str, ...], ...]
+
+
+class _Given(NamedTuple):
+    """What is known of all parameters, and what comes of it."""
+
+    known: dict[Any, _Param]
+    """By their paths."""
+    everywhere: NamedSharding
+    over: tuple[str, ...]
+    cuts: dict[str, Any]
+    """Filled with the leaves whose blocks are cut, as `warn_of_cuts` wants them."""
+
+    def param(self, path):
+        """The parameter whose path the end of this one is; the longest, if there are several."""
+        ends = (path[i:] for i in range(len(path) + 1))
+        return next((self.known[end] for end in ends if end in self.known), None)
 
 
 def _known(params, shardings, over):
@@ -153,24 +169,19 @@ def _known(params, shardings, over):
     return known
 
 
-def _found(known, path):
-    """The parameter whose path the end of this one is; the longest, if there are several."""
-    return next((known[path[i:]] for i in range(len(path) + 1) if path[i:] in known), None)
-
-
-def _of_slot(known, everywhere, path, x, absmax, is_scales, over, cuts):
+def _of_slot(given, path, x, absmax, is_scales):
     """The sharding of a slot, or of its scales; `absmax` are scales, if it has some."""
-    param = _found(known, path)
+    param = given.param(path)
     if x.dtype != "uint8":
         absmax = None
     if param is None or param.shape != x.shape or (is_scales and absmax is None):
-        return everywhere
+        return given.everywhere
     block = None if absmax is None else _block_size(x.shape, absmax.shape)
-    axes = axes_of(_divided(param, over, block), x.ndim)
+    axes = axes_of(_divided(param, given.over, block), x.ndim)
     split = split_for(x.shape, [axes], dict(param.mesh.shape), block)
     if split.axes != split.asked:
         name = path_string(path)
-        cuts[name] = name, split, block
+        given.cuts[name] = name, split, block
     if is_scales and absmax is not None:
         spec = split.scales_spec(absmax.shape)
         return NamedSharding(param.mesh, spec, memory_kind=_kind(absmax))

@@ -208,3 +208,64 @@ def test_small_blocks_divide_small_leaves():
     state = jax.eval_shape(tx.init, p)
     assert state.mu["w"].dtype == jnp.uint8
     assert state_sharding(tx, p, by_eight).mu_absmax["w"].spec == P(("fsdp", "tp"))
+
+
+class TestMapParams:
+    """`optax.tree.map_params`, by which others place states: what docs/meshes.md says of it."""
+
+    p = problem.params()
+    everywhere = NamedSharding(MESH, P())
+
+    def map(self, tx, place, *rest):
+        """What `place` makes of every array of a state and of its parameter's `rest`."""
+        shapes = jax.eval_shape(tx.init, self.p)
+        return optax.tree.map_params(
+            tx, place, shapes, *rest, transform_non_params=lambda _: self.everywhere
+        )
+
+    def test_scales_in_rows_fit_the_spec_of_their_parameter(self):
+        """As do all where a parameter is whole everywhere: then it is what `state_sharding` says."""
+        tx = lamb8bit()
+        theirs, ours = self.map(tx, lambda _, s: s, BY_NAME), state_sharding(tx, self.p, BY_NAME)
+        shapes = jax.eval_shape(tx.init, self.p)
+        rows = (jax.tree_util.tree_leaves_with_path(theirs), jax.tree.leaves(ours))
+        for (path, sharding), expected, x in zip(*rows, jax.tree.leaves(shapes), strict=True):
+            fits = "absmax['straddling']" not in jax.tree_util.keystr(path)  # they are flat
+            assert fits == (len(sharding.spec) <= x.ndim)
+            assert not fits or sharding.is_equivalent_to(expected, x.ndim), path
+
+    @pytest.mark.parametrize(
+        "clip, keep, named",
+        [
+            ({}, (), r"mu_absmax\['straddling'\]"),
+            ({}, ("straddling", "rows"), r"mu_absmax\['rows'\]"),
+            (dict(percentile_clipping=5), ("straddling",), r"gnorm_history\['matrix'\]"),
+        ],
+        ids=["flat scales", "what stands for scales", "norms"],
+    )
+    def test_what_does_not_fit_is_named_by_jax(self, clip, keep, named):
+        tx = lion8bit(**clip, options=StateOptions(keep_32bit=lambda path: path in keep))
+        by_name = {**BY_NAME, "straddling": self.everywhere} if keep else BY_NAME
+        naive = self.map(tx, lambda _, s: s, by_name)
+        with pytest.raises(ValueError, match=named):
+            jax.jit(tx.init, out_shardings=naive).lower(self.p)
+
+    def test_by_shape_all_of_them_fit(self):
+        """Arrays of the parameter's shape follow it, others are everywhere: the same steps."""
+        tx = lion8bit(1e-3, weight_decay=0.1)
+
+        def place(x, p, sharding):
+            return sharding if x.shape == p.shape else self.everywhere
+
+        by_shape = self.map(tx, place, self.p, BY_NAME)
+        assert by_shape.mu == BY_NAME
+        assert set(by_shape.mu_absmax.values()) == {self.everywhere}
+        p, g = (problem.put(x, MESH) for x in (self.p, problem.gradients(1)[0]))
+        state = jax.jit(tx.init, out_shardings=by_shape)(p)
+        step = jax.jit(
+            lambda p, g, state: apply_fused(tx, p, g, state),
+            out_shardings=(BY_NAME, by_shape),
+            donate_argnums=2,
+        )
+        run = problem.Run(tx, MESH, steps=1)
+        assert problem.differing((run.params, run.state), step(p, g, state)) == []
