@@ -2,7 +2,8 @@
 
 import jax
 
-from optax_lamblion._paging.memory import KIND, NO_BYTES, memory_kinds
+from optax_lamblion._paging.memory import KIND, memory_kinds
+from optax_lamblion._paging.tpus import REFUSAL
 from pallas_kernels import dispatch
 from pallas_kernels.mosaic.tile import TILE, why_not_blocks
 
@@ -37,7 +38,7 @@ def explain(names):
 def _explain_paged(name, implementation, reason):
     device = jax.local_devices()[0]
     if device.platform == "tpu" and name.endswith("8bit"):
-        return "none", NO_BYTES.format(f"`{name.removeprefix('paged_')}`")
+        return "none", REFUSAL.format(f"`{name.removeprefix('paged_')}`")
     if KIND in (kinds := memory_kinds(device)):
         return implementation, f"{reason}; state sleeps in memory of kind {KIND}"
     there = ", ".join(sorted(kinds))

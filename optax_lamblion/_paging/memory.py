@@ -5,23 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding
+
+from optax_lamblion._paging.tpus import no_codes_on_tpus
 
 HOST, DEVICE = jax.memory.Space.Host, jax.memory.Space.Device
 
 
 KIND = "pinned_host"
 """Host memory that a GPU reads and writes by itself."""
-
-
-NO_BYTES = (
-    "XLA cannot compile for TPUs what moves bytes between host memory and the device. Use {}, "
-    "which keeps its state on the device, or a paged optimizer in 32 bits"
-)
-"""What is wrong with codes in the host memory of a TPU: an internal error of XLA, or the end of the
-process, with jax 0.12.0.1 and libtpu 0.0.52."""
 
 
 def memory_kind(x):
@@ -62,7 +54,7 @@ def move(tree, space, late=False):
         mesh: then it takes what it makes of JAX's annotations itself.
     """
     if not late:
-        return jax.device_put(jax.tree.map(_no_bytes_on_tpus, tree), space)
+        return jax.device_put(jax.tree.map(no_codes_on_tpus, tree), space)
     target = "MoveToHost" if space == HOST else "MoveToDevice"
 
     def move(x):
@@ -70,26 +62,6 @@ def move(tree, space, late=False):
         return lax.platform_dependent(x, cuda=call, default=lambda x: x)
 
     return jax.tree.map(move, tree)
-
-
-def _no_bytes_on_tpus(x):
-    """An array, unchanged; of bytes it cannot be compiled for a TPU."""
-    return _moved.bind(x) if x.dtype == jnp.uint8 else x
-
-
-_moved = Primitive("moved_bytes")
-_moved.def_abstract_eval(lambda x: x)
-_moved.def_impl(lambda x: x)
-ad.deflinear2(_moved, lambda tangent, x: [tangent])
-batching.primitive_batchers[_moved] = lambda xs, dims: (_moved.bind(*xs), dims[0])
-
-
-def _refuse(context, x):
-    raise ValueError(NO_BYTES.format("a resident optimizer in 8 bits") + ".")
-
-
-mlir.register_lowering(_moved, lambda context, x: [x])
-mlir.register_lowering(_moved, _refuse, platform="tpu")
 
 
 def tied_to_device(state):

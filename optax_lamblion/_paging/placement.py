@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_lamblion._paging.memory import KIND, NO_BYTES, is_traced, memory_kinds
+from optax_lamblion._paging.memory import KIND, is_traced, memory_kinds
+from optax_lamblion._paging.tpus import REFUSAL
 
 
 def which_are_paged(extents, options):
@@ -40,7 +41,7 @@ def check_host_memory(bits, resident):
     named = jax.sharding.get_abstract_mesh().abstract_device
     device = named or (jax.local_devices()[0] if is_traced() else jnp.zeros(()).devices().pop())
     if bits == 8 and device.platform == "tpu":
-        raise ValueError(f"`paged=True`: {NO_BYTES.format(f'`{resident}`')}.")
+        raise ValueError(f"`paged=True`: {REFUSAL.format(f'`{resident}`')}.")
     if named is not None:
         return  # compiled for devices that need not be here
     kinds = memory_kinds(device)

@@ -50,7 +50,8 @@ def divided(draw, unit):
         draw(st.sampled_from(axes)).append(name)
     shard = [draw(st.sampled_from([1, 2, 3, 5])) for _ in axes]
     shard[-1] *= unit
-    shape = (n * int(np.prod([mesh.shape[name] for name in a])) for n, a in zip(shard, axes))
+    counts = [int(np.prod([mesh.shape[name] for name in a])) for a in axes]
+    shape = (n * count for n, count in zip(shard, counts, strict=True))
     return tuple(shape), NamedSharding(mesh, P(*(tuple(a) or None for a in axes)))
 
 
@@ -88,7 +89,7 @@ def test_shards_of_whole_vectors_step_to_the_last_bit(case, name, fused):
 @few
 @hypothesis.given(divided(1), st.sampled_from(sorted(IN_32_BITS)), st.sampled_from([True, False]))
 def test_others_to_a_rounding(case, name, fused):
-    """Of a sum of products XLA's compiler makes a multiply-add for one shape and not for another."""
+    """Of product and sum XLA's compiler makes a multiply-add for one shape, not for another."""
     tx = IN_32_BITS[name]
     before, alone, on_mesh = steps(tx, *case, fused)
     for field in (lambda x: x[0], lambda x: x[1].mu):

@@ -34,8 +34,8 @@ for make in (lamb8bit, adamw8bit):
 print(json.dumps(out))
 """
 STEPS = {"lamb8bit": 1.98, "adamw8bit": 1.988}
-"""What one step makes of parameters and gradients of 2, by hand. The direction is 1 + 0.1 * 2: AdamW
-goes a hundredth of that, and LAMB a hundredth of the norm of the parameters."""
+"""What one step makes of parameters and gradients of 2, by hand. The direction is 1 + 0.1 * 2: of
+that AdamW goes a hundredth, and LAMB one of the norm of the parameters."""
 
 
 def run(folder, *, remove, kind="Auto"):

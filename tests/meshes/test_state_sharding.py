@@ -224,7 +224,7 @@ class TestMapParams:
         )
 
     def test_scales_in_rows_fit_the_spec_of_their_parameter(self):
-        """As do all where a parameter is whole everywhere: then it is what `state_sharding` says."""
+        """As do all of a parameter that is whole everywhere: that is what `state_sharding` says."""
         tx = lamb8bit()
         theirs, ours = self.map(tx, lambda _, s: s, BY_NAME), state_sharding(tx, self.p, BY_NAME)
         shapes = jax.eval_shape(tx.init, self.p)
