@@ -51,9 +51,7 @@ def lower(v, **options):
 @in_8_bits
 def test_a_step_is_refused_when_it_is_compiled_for_one(v):
     """As with a state that was made elsewhere."""
-    with pytest.raises(
-        ValueError, match="a step for TPUs .*Use a resident optimizer"
-    ):
+    with pytest.raises(ValueError, match="a step for TPUs .*Use a resident optimizer"):
         lower(v)
 
 
@@ -67,6 +65,4 @@ def test_floats_are_not_refused(v):
 def test_info_says_it(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(platform="tpu")])
     ((name, implementation, why),) = _implementation.explain(["paged_lion8bit"])
-    assert (
-        implementation == "none" and "a step for TPUs" in why and "`lion8bit`" in why
-    )
+    assert implementation == "none" and "a step for TPUs" in why and "`lion8bit`" in why
