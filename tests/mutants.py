@@ -273,6 +273,27 @@ MUTANTS = [
         "(*(names[key] for key in keys), object()), whole,",
         "tests/meshes/test_ways_in.py -k injected -m 'slow or not slow'",
     ),
+    Mutant(
+        "a persistent cache takes AdamW for LAMB",
+        f"{OURS}/_mesh/marks.py",
+        "repr((_code(), program, jax.tree.structure(args)))",
+        "repr((_code(), program))",
+        "tests/meshes/test_persistent_cache.py -k hits -m 'slow or not slow'",
+    ),
+    Mutant(
+        "norms of layers stay divided as the layers are",
+        f"{OURS}/_optimizers/clipping.py",
+        "[ways_in.reshard(x, mesh, PartitionSpec()) for x in results]",
+        "results",
+        "tests/meshes/test_same_steps.py -k 'divided_layers and explicit' -m 'slow or not slow'",
+    ),
+    Mutant(
+        "meshes of one shape are taken for the same",
+        f"{OURS}/_mesh/one_mesh.py",
+        " and (not devices or devices[0] == devices[1])",
+        "",
+        "tests/meshes/test_one_mesh.py -k stages",
+    ),
 ]
 
 
