@@ -28,12 +28,14 @@ def arrays(model):
 
 
 def test_a_filtered_step():
-    """As the page of Equinox about Optax has it."""
+    """With a mask that is a model of bools, and can be called as models can."""
     x, y = judge.data()
+    all_decay = jax.tree.map(lambda _: True, arrays(mlp()))
+    mask = eqx.tree_at(lambda m: m.layers[-1].weight, all_decay, replace=False)
 
     def loop(make):
         model = mlp()
-        tx = optax.chain(optax.clip_by_global_norm(1.0), make(1e-2))
+        tx = optax.chain(optax.clip_by_global_norm(1.0), make(1e-2, mask=mask))
         state = before = tx.init(arrays(model))
 
         @eqx.filter_jit
