@@ -74,4 +74,4 @@ new state at every micro-step. Accumulate the gradients before it and step when 
         optax.MultiSteps(optax.identity(), k).gradient_transformation(),
         optax.transforms.conditionally_transform(paged, lambda step: step % k == k - 1),
     )
-With k = 1 nothing is accumulated: leave `optax.MultiSteps` out."""
+With k = 1 nothing is accumulated: `tx if k == 1 else optax.MultiSteps(tx, k)` leaves it out."""

@@ -240,7 +240,7 @@ class _Dynamic(NamedTuple):
 
     @property
     def shift(self):
-        """a = rung + shift."""
+        """What is added to a rung to make `a` of it."""
         return 0 if self.signed else 1
 
     @property

@@ -86,7 +86,7 @@ def facts(executable, mosaic=None):
             "outputs": memory.host_output_size_in_bytes,
         },
         "transfers": transfers.transfers(program),
-        "host_compute": "HostExecute" in text,
+        "host_compute": '_xla_compute_type="host"' in text,
         "collectives": dict(collections.Counter(_COLLECTIVE.findall(text))),
         "launches": [dataclasses.asdict(x) for x in launched],
         "control": control,

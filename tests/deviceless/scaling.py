@@ -129,6 +129,11 @@ def _norm(x):
     return jnp.sum(x * x, axis=1)
 
 
+def _chosen_on_host(x, y):
+    x, y = jax.device_put((x, y), jax.memory.Space.Host)
+    return jnp.where(jnp.sum(x) > 0, x, y)
+
+
 def _same(x):
     return x
 
@@ -148,6 +153,7 @@ _CASES = {
         _set_rows, (MATRIX, jax.ShapeDtypeStruct((TILE, WIDTH), jnp.float32)), donate=(0,)
     ),
     "norm": Case(_norm, (MATRIX,)),
+    "chosen_on_host": Case(_chosen_on_host, (MATRIX, MATRIX)),
 }
 for _name, _case in _CASES.items():
     case(f"harness/{_name}")(functools.partial(_same, _case))

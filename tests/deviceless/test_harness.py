@@ -28,6 +28,11 @@ def test_every_target_compiles_a_kernel_in_place(harness, target):
     assert mosaic_kernels(facts) == ["harness_scale"]
 
 
+def test_work_of_the_host_s_processor_is_seen(harness):
+    assert harness("chosen_on_host")["facts"]["host_compute"]
+    assert not harness("in_place")["facts"]["host_compute"]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_has_its_own_machine_code(harness, target):
     kernel = harness("in_place", target)["kernels"]["harness_scale(1xf32, 64x256xf32)"]
