@@ -3,12 +3,13 @@
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from optax_lamblion._checkpoints.bitsandbytes import files
-from tests.interop.loading import FOLDER
+from tests.interop.loading import FOLDER, same_bits
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16, jnp.uint8])
@@ -28,10 +29,20 @@ def test_arrays_of_jax_are_written_and_read(tmp_path, dtype, shape):
     np.testing.assert_array_equal(slot, value)
 
 
-def test_without_pytorch_a_file_of_it_names_the_extra(monkeypatch):
+def test_pytorch_is_needed_to_write_its_files_and_not_to_read_them(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises ImportError
-    with pytest.raises(ImportError, match=r"pip install 'optax-lamblion\[torch\]'"):
-        files.read(FOLDER / "lion8bit.pt")
+    read = files.read(FOLDER / "lion8bit.pt")
+    with pytest.raises(ImportError, match="pip install torch`"):
+        files.write(tmp_path / "x.pt", read)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.pt")))
+def test_both_kinds_of_a_checkpoint_are_read_alike(name):
+    """The other kind was written from what PyTorch read (`tests/peers/write_checkpoints.py`)."""
+    order = "logical" if "32bit" in name else None  # the CPU build's, and no scales to see it by
+    one, other = (files.read(FOLDER / f"{name}.{x}", order=order) for x in ("pt", "safetensors"))
+    assert one["param_groups"] == other["param_groups"]
+    assert jax.tree.all(jax.tree.map(same_bits, one["state"], other["state"]))
 
 
 def test_files_are_read_without_jax_or_pytorch():

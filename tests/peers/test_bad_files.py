@@ -70,15 +70,13 @@ def test_a_refusal_names_what_the_file_needs(tmp_path):
     path = saved(content, tmp_path / "x.pt")
     with pytest.raises(ValueError, match="needs `argparse.Namespace`"):
         files.read(path, key="optimizer")
-    with torch.serialization.safe_globals([argparse.Namespace]):  # PyTorch's own way to allow it
-        assert files.read(path, key="optimizer") == content["optimizer"]
 
 
 def test_a_scripted_module_is_refused(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on its way out of PyTorch
         torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "x.pt")
-        with pytest.raises(ValueError, match="TorchScript archive .* Nothing in it was executed"):
+        with pytest.raises(ValueError, match="TorchScript archive.* Nothing in it was executed"):
             files.read(tmp_path / "x.pt")
 
 
@@ -140,17 +138,29 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path, suffix):
         files.read(tmp_path / f"x{suffix}")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "modules", "extra"),
-    [(".pt", ["torch"], "torch"),
-     (".safetensors", ["safetensors", "safetensors.numpy"], "safetensors")],
-)  # fmt: skip
-def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, suffix, modules, extra):
-    for module in modules:
-        monkeypatch.setitem(sys.modules, module, None)  # importing it raises ImportError
-    message = rf"pip install 'optax-lamblion\[{extra}\]'"
-    with pytest.raises(ImportError, match=message):
-        files.read(REAL[suffix])
-    with pytest.raises(ImportError, match=message):
-        files.write(tmp_path / f"x{suffix}", {"state": {}, "param_groups": []})
+def test_pytorch_writes_its_files_and_is_not_needed_to_read_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises ImportError
+    read = files.read(REAL[".pt"])
+    with pytest.raises(ImportError, match="pip install torch`"):
+        files.write(tmp_path / "x.pt", read)
     assert not os.listdir(tmp_path)
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    for module in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match="pip install safetensors`"):
+        files.read(REAL[".safetensors"])
+    with pytest.raises(ImportError, match="pip install safetensors`"):
+        files.write(tmp_path / "x.safetensors", {"state": {}, "param_groups": []})
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_without_checksums_says_how_it_came_to_be_so(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        path = saved({"state": {0: {"state1": torch.ones(9)}}, "param_groups": []}, tmp_path / "x.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with pytest.raises(ValueError, match=r"set_crc32_options\(False\)"):
+        files.read(path)

@@ -15,7 +15,7 @@ import neither JAX nor other parts of the package, and have no syntax of later v
 
 import importlib
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,44 @@ CAP_NORM = "unorm_vec"
 """What an optimizer keeps whose steps have a capped norm. Of those with two slots that is LAMB."""
 
 ORDERS = ("storage", "logical")
+
+MOST_ITEMS, DEEPEST = 1_000_000, 32
+"""What a checkpoint may hold, counted as often as it is mentioned, and how deep it may be."""
+
+
+class Tensor(NamedTuple):
+    """A tensor of PyTorch that was read from a file, as an array with the strides that it had."""
+
+    array: np.ndarray
+
+
+def check_extent(tree):
+    """Raises `ValueError` unless a tree is small enough to be walked through, and has no end.
+
+    A few bytes of a file can make lists that hold each other a billion times over, or themselves.
+    """
+    count, layer = 0, [tree]
+    for _ in range(DEEPEST):
+        inside = [_children(node) for node in layer]
+        count += sum(map(len, inside))
+        if count > MOST_ITEMS:
+            break
+        layer = [x for children in inside for x in children]
+        if not layer:
+            return
+    raise ValueError(
+        f"There are more than {MOST_ITEMS:,} entries in it, or more than {DEEPEST} inside of each "
+        "other, which is no checkpoint of an optimizer."
+    )
+
+
+def _children(node):
+    """What is in a container."""
+    if isinstance(node, Tensor):
+        return ()
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list | tuple) else ()
 
 
 def is_checkpoint(tree):
@@ -44,13 +82,15 @@ def slots_of(entry):
 
 def parameter_numbers(checkpoint):
     """The numbers of all parameters, in the order in which the optimizer got them."""
-    try:
-        return [number for group in checkpoint["param_groups"] for number in group["params"]]
-    except (KeyError, TypeError):
-        raise ValueError(
-            "The `param_groups` of the checkpoint do not say which `params` they have. Pass all of "
-            "what `optimizer.state_dict()` returned."
-        ) from None
+    groups = [group.get("params") for group in checkpoint["param_groups"]]
+    if all(isinstance(group, list | tuple) for group in groups):
+        numbers = [number for group in groups for number in group]
+        if all(isinstance(number, int | str) for number in numbers):
+            return numbers
+    raise ValueError(
+        "The `param_groups` of the checkpoint do not say which `params` they have. Pass all of "
+        "what `optimizer.state_dict()` returned."
+    )
 
 
 def as_arrays(checkpoint, *, order=None, saved_on=()):
@@ -74,7 +114,24 @@ def as_arrays(checkpoint, *, order=None, saved_on=()):
         )
     if order not in (None, *ORDERS):
         raise ValueError(f"`order` must be 'storage', 'logical' or None, got {order!r}.")
-    state = checkpoint["state"]
+    check_extent(checkpoint)
+    state, groups = checkpoint["state"], checkpoint["param_groups"]
+    _check_kinds(state, groups)
+    order = order or _order(state, saved_on)
+    return {
+        "state": {
+            number: _slots(slots, f"state.{number}", order) for number, slots in state.items()
+        },
+        "param_groups": [
+            {name: _setting(value) for name, value in group.items()} for group in groups
+        ],
+    }
+
+
+def _check_kinds(state, groups):
+    """Raises `TypeError` where something of a checkpoint is another kind of thing."""
+    if not isinstance(state, dict):
+        raise TypeError(f"`state` must be a dict, got {type(state).__name__}.")
     for number, slots in state.items():
         if not isinstance(number, int | str) or not isinstance(slots, dict):
             raise TypeError(
@@ -82,16 +139,20 @@ def as_arrays(checkpoint, *, order=None, saved_on=()):
                 f"{type(number).__name__} and {type(slots).__name__}. Pass "
                 "`optimizer.state_dict()`, not `optimizer.state`."
             )
-    order = order or _order(state, saved_on)
-    return {
-        "state": {
-            number: _slots(slots, f"state.{number}", order) for number, slots in state.items()
-        },
-        "param_groups": [
-            {name: _setting(value) for name, value in group.items()}
-            for group in checkpoint["param_groups"]
-        ],
-    }
+        if not isinstance(nested := slots.get(QUANT_STATE, {}), dict):
+            raise TypeError(
+                f"`state.{number}.{QUANT_STATE}` must be a dict, got {type(nested).__name__}."
+            )
+        for slot, value in slots_of(slots).items():
+            if slot in _ARRAYS and not _is_array(value):
+                raise TypeError(
+                    f"`state.{number}.{slot}` must be a tensor, got {type(value).__name__}."
+                )
+    if not isinstance(groups, list | tuple) or not all(isinstance(x, dict) for x in groups):
+        raise TypeError("`param_groups` must be a list of dicts.")
+
+
+_ARRAYS = {f"{name}{i}" for name in ("state", "qmap", "absmax", "max") for i in (1, 2)}
 
 
 def _slots(slots, name, order):
@@ -111,7 +172,11 @@ def _slots(slots, name, order):
 
 
 def _setting(value):
-    if _is_array(value) or isinstance(value, np.generic):
+    if _is_array(value):
+        value = as_array(value)
+        if value.size > MOST_ITEMS:
+            raise ValueError(f"`param_groups` have a tensor of shape {value.shape} for a setting.")
+    if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, list | tuple):
         return type(value)([_setting(item) for item in value])
@@ -126,15 +191,19 @@ def _order(state, saved_on):
         slots = slots_of(entry)
         for slot, peaks in zip(SLOTS, ((0, 255), (255,)), strict=True):
             tensor: Any = slots.get(slot)
-            if not _is_tensor(tensor) or tensor.is_contiguous():
+            if not _is_tensor(tensor) or _is_contiguous(tensor):
                 continue
             name, absmax = f"state.{number}.{slot}", slots.get(f"absmax{slot[-1]}")
-            loose.append(f"`{name}` has shape {tuple(tensor.shape)}, strides {tensor.stride()}")
+            shape, strides = _extent(tensor)
+            loose.append(f"`{name}` has shape {shape}, strides {strides}")
             # Slots that are not nested are from 0.49.1 or older.
-            from_gpu = from_gpu or slot in entry or tensor.device.type != "cpu"
-            if absmax is not None and tensor.element_size() == 1:
-                for order in ORDERS:
-                    score[order] += _peaked(as_array(tensor, name, order), len(absmax), peaks)
+            from_gpu = from_gpu or slot in entry or _is_on_gpu(tensor)
+            if absmax is not None:
+                scales = as_array(absmax, name, "logical").size
+                read = {order: as_array(tensor, name, order) for order in ORDERS}
+                for order, codes in read.items():
+                    if codes.dtype == np.uint8:
+                        score[order] += _peaked(codes, scales, peaks)
     if score["storage"] != score["logical"]:
         return max(ORDERS, key=score.__getitem__)
     if loose and not from_gpu:
@@ -155,8 +224,30 @@ def _peaked(codes, scales, peaks):
 
 
 def _is_tensor(x):
-    torch = sys.modules.get("torch")  # without it, there are no tensors
+    return isinstance(x, Tensor) or _is_of_torch(x)
+
+
+def _is_of_torch(x):
+    torch = sys.modules.get("torch")  # without it, there are no tensors in memory
     return torch is not None and isinstance(x, torch.Tensor)
+
+
+def _extent(tensor):
+    """The shape of a tensor, and its strides in elements."""
+    if _is_of_torch(tensor):
+        return tuple(tensor.shape), tuple(tensor.stride())
+    array = tensor.array
+    return array.shape, tuple(stride // array.itemsize for stride in array.strides)
+
+
+def _is_contiguous(tensor):
+    if _is_of_torch(tensor):
+        return tensor.is_contiguous()
+    return tensor.array.flags.c_contiguous
+
+
+def _is_on_gpu(tensor):
+    return _is_of_torch(tensor) and tensor.device.type != "cpu"
 
 
 def _is_array(x):
@@ -171,24 +262,39 @@ def as_array(tensor, name="tensor", order="storage"):
     """
     if not _is_tensor(tensor):
         return np.asarray(tensor)
-    torch = sys.modules["torch"]
+    if _is_of_torch(tensor):
+        _check_ordinary(tensor, name)
+    shape, strides = _extent(tensor)
+    if order == "logical" or _is_contiguous(tensor):
+        return _numpy(tensor, name)
+    if not _is_dense(shape, strides):
+        raise ValueError(
+            f"`{name}` has shape {shape} and strides {strides}, which leave gaps in memory or "
+            "overlap, so its numbers have no order there. If they are right by their index, pass "
+            "`order='logical'`."
+        )
+    array = _numpy(tensor, name)
+    in_memory = np.lib.stride_tricks.as_strided(array, (array.size,), (array.itemsize,))
+    return in_memory.reshape(shape)
+
+
+def _check_ordinary(tensor, name):
+    """Raises `ValueError` for a tensor of PyTorch that is in several pieces, or in none."""
     if hasattr(tensor, "full_tensor"):
         raise ValueError(f"`{name}` is divided over devices. Gather it with `full_tensor()` first.")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+    strided = sys.modules["torch"].strided
+    if tensor.layout != strided or tensor.is_quantized or tensor.device.type == "meta":
         raise ValueError(
             f"`{name}` is not an ordinary tensor ({tensor.layout}, {tensor.dtype}, on "
             f"{tensor.device}), and states of bitsandbytes are."
         )
-    tensor = tensor.detach()
-    if order == "storage" and not tensor.is_contiguous():
-        if not _is_dense(tensor):
-            raise ValueError(
-                f"`{name}` has shape {tuple(tensor.shape)} and strides {tensor.stride()}, which "
-                "leave gaps in memory or overlap, so its numbers have no order there. If they are "
-                "right by their index, pass `order='logical'`."
-            )
-        tensor = tensor.as_strided((tensor.numel(),), (1,)).reshape(tensor.shape)
-    tensor = tensor.cpu()
+
+
+def _numpy(tensor, name):
+    """The array of a tensor, with its strides if it is dense."""
+    if isinstance(tensor, Tensor):
+        return tensor.array
+    torch, tensor = sys.modules["torch"], tensor.detach().cpu()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
     try:
@@ -199,9 +305,9 @@ def as_array(tensor, name="tensor", order="storage"):
         ) from error
 
 
-def _is_dense(tensor):
+def _is_dense(shape, strides):
     expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
         if size > 1:
             if stride != expected:
                 return False
@@ -216,7 +322,7 @@ def as_tensors(checkpoint):
     def convert(value):
         if isinstance(value, dict):
             return {key: convert(item) for key, item in value.items()}
-        if _is_tensor(value) or not _is_array(value):
+        if _is_of_torch(value) or not _is_array(value):
             return value
         array = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
         if not array.flags.writeable:  # PyTorch has no tensors that cannot be written

@@ -1,6 +1,6 @@
 """Files of bitsandbytes' optimizers: from a file to nested dicts of NumPy arrays, and back.
 
-PyTorch writes `.pt`. A `.safetensors` file holds the same in this way:
+PyTorch writes `.pt`, and is not needed to read it (`torch_files`). A `.safetensors` file holds the same in this way:
 
 - All numbers and arrays of `state` are tensors, named by their path with dots: `state.0.step`,
   `state.0.state1`, or `state.0.__bnb_optimizer_quant_state__.state1` where they are nested. Numbers
@@ -14,22 +14,24 @@ import importlib
 import json
 import os
 import pathlib
-import pickle
-import re
 import secrets
 
 import numpy as np
 
+from optax_lamblion._checkpoints.bitsandbytes import torch_files
 from optax_lamblion._checkpoints.bitsandbytes.arrays import (
     QUANT_STATE,
     as_arrays,
     as_tensors,
+    check_extent,
     is_checkpoint,
+    parameter_numbers,
 )
+from optax_lamblion._checkpoints.bitsandbytes.pickled import Refused
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
-ZIP = b"PK\x03\x04"
-"""How a file of `torch.save` begins. Before PyTorch 1.6 it was a pickle."""
+
+_LONGEST_SETTINGS = 2**23  # bytes of JSON
 
 
 def read(path, *, key=None, order=None):
@@ -95,7 +97,7 @@ def _imported(module, name, path):
     except ImportError as error:
         raise ImportError(
             f"'{path.name}' needs {name}, which cannot be imported ({error}). Install it with "
-            f"`pip install 'optax-lamblion[{module.split('.')[0]}]'`."
+            f"`pip install {module.split('.')[0]}`."
         ) from error
 
 
@@ -104,7 +106,7 @@ def _damaged(path, error):
     with path.open("rb") as file:
         start = file.read(9)
     safetensors_like = start[8:] == b"{"  # after the length of the header, which may be any bytes
-    torch_like = not safetensors_like and (start[:4] == ZIP or start[:1] == b"\x80")
+    torch_like = not safetensors_like and (start[:4] == torch_files.ZIP or start[:1] == b"\x80")
     is_torch = path.suffix in TORCH_SUFFIXES
     if safetensors_like if is_torch else torch_like:
         return ValueError(
@@ -123,44 +125,20 @@ def _damaged(path, error):
 
 
 def _load_torch(path):
-    """What a file holds, with tensors on the CPU, and the devices that they were on."""
-    torch = _imported("torch", "PyTorch", path)
-    with path.open("rb") as file:
-        mappable = file.read(4) == ZIP
-    devices = set()
-
-    def stay(storage, device):
-        devices.add(device)
-        return storage
-
+    """What a file holds, with its tensors, and the devices that they were on."""
     try:
-        # Never without `weights_only`: a pickle is a program.
-        tree = torch.load(str(path), map_location=stay, weights_only=True, mmap=mappable)
+        tree, devices = torch_files.load(path)
+    except Refused as error:
+        raise ValueError(
+            f"'{path}' was refused: it {error}. Nothing in it was executed. Save "
+            "`optimizer.state_dict()` in a file of its own; or, if you trust this one, load it "
+            "with `torch.load(path, weights_only=False)`, which does execute what it says, and "
+            "pass the optimizer's part of the result."
+        ) from error
     except Exception as error:  # damage surfaces as nearly any kind, OSError too
-        raise _not_loaded(path, error) from error
+        raise _damaged(path, error) from error
+    check_extent(tree)
     return tree, devices
-
-
-def _not_loaded(path, error):
-    """What an error of `torch.load` means."""
-    message = str(error)
-    refused = re.search(
-        r"GLOBAL ([\w.]+)|Can only (?:build|create)|Trying to call|be imported", message
-    )
-    if isinstance(error, pickle.UnpicklingError) and refused:
-        why = (
-            f"needs {f'`{refused[1]}`' if refused[1] else 'objects'}, not only tensors and numbers"
-        )
-    elif "TorchScript" in message or "legacy .tar" in message:
-        why = "is a TorchScript archive or a tar file of PyTorch 0.1, which execute when loaded"
-    else:
-        return _damaged(path, error)
-    return ValueError(
-        f"'{path}' was refused: it {why}. Nothing in it was executed. Save "
-        "`optimizer.state_dict()` in a file of its own; or, if you trust this one, load it with "
-        "`torch.load(path, weights_only=False)`, which does execute what it says, and pass the "
-        "optimizer's part of the result."
-    )
 
 
 def _find(tree, path, key):
@@ -230,7 +208,10 @@ def _load_safetensors(path, key):
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
     groups = _groups(groups, path)
-    numbers = [number for group in groups for number in group.get("params", ())]
+    try:
+        numbers = parameter_numbers({"param_groups": groups})
+    except ValueError:  # which whoever needs them will say
+        numbers = []
     ordered = {number: state[number] for number in numbers if number in state}
     return {"state": {**ordered, **state}, "param_groups": groups}
 
@@ -243,17 +224,21 @@ def _place(state, name, array):
     slots = state.setdefault(int(number) if number.isdecimal() else number, {})
     if nested:
         slots = slots.setdefault(QUANT_STATE, {})
+    if not isinstance(slots, dict) or slot in slots:
+        raise ValueError(f"The file has two tensors that are `state.{name}` or a part of it.")
     slots[slot] = array
 
 
 def _groups(text, path):
     try:
+        if len(text) > _LONGEST_SETTINGS:
+            raise ValueError(f"they have {len(text):,} characters")
         groups = json.loads(text)
         return [
             {name: tuple(x) if name == "betas" else x for name, x in group.items()}
             for group in groups
         ]
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
             f"The metadata of '{path}' has `param_groups` that are no JSON list of dicts: {error}."
         ) from error
