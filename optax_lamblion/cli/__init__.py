@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 
 from optax_lamblion.cli._errors import CommandError
+from optax_lamblion.cli._output import printable
 
 _COMMANDS = {
     "train": "train a small Flax model with several optimizers and compare them",
@@ -29,18 +32,37 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: The arguments after the program's name; `sys.argv[1:]` by default.
 
     Returns:
-      The exit status: 0 for success, 2 for input that cannot be used, 130 after Ctrl-C.
+      The exit status: 0 for success, 2 for input that cannot be used, 130 after Ctrl-C, 141 if
+      nobody reads the output to its end.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser(arguments).parse_args(arguments)
     try:
-        return args.run(args)
-    except CommandError as error:
-        print(f"optax-lamblion {args.command}: error: {error}", file=sys.stderr)
+        status = args.run(args)
+        sys.stdout.flush()  # here, where it can still be said that it failed
+        return status
+    except BrokenPipeError:
+        _write_no_more()
+        return 141
+    except (CommandError, OSError) as error:
+        if isinstance(error, OSError):  # no room for the output, as a rule
+            _write_no_more()
+        print(f"optax-lamblion {args.command}: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
+
+
+def _write_no_more() -> None:
+    """Lets what is left of the output go, of which Python would complain at exit."""
+    try:
+        output = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # of a test, which is no file
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output)
+    os.close(nowhere)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

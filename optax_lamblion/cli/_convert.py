@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import pathlib
 from typing import Any
 
@@ -15,8 +14,9 @@ import optax_lamblion
 from optax_lamblion import StateOptions
 from optax_lamblion._checkpoints.bitsandbytes import files
 from optax_lamblion._checkpoints.bitsandbytes.arrays import CAP_NORM, parameter_numbers, slots_of
-from optax_lamblion.cli._errors import CommandError, require_extra
-from optax_lamblion.cli._output import Table, print_json, print_table
+from optax_lamblion.cli import _names
+from optax_lamblion.cli._errors import CommandError, require
+from optax_lamblion.cli._output import Table, print_json, print_table, printable
 from pallas_kernels.arithmetic.codecs import CODEC_NAMES
 
 _SUFFIXES = (*files.TORCH_SUFFIXES, ".safetensors")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         return _run(args)
     # Errors of the library say what to do; here they are answers to what was typed.
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -86,7 +86,7 @@ def _run(args):
     if not is_file:
         return _export(args, to_file)
     checkpoint = files.read(args.source, key=args.key, order=args.order)
-    names = _names(args.names) or [str(number) for number in parameter_numbers(checkpoint)]
+    names = _names.read(args.names) or [str(number) for number in parameter_numbers(checkpoint)]
     _show(args, checkpoint, names)
     if args.target is None:
         return 0
@@ -99,24 +99,8 @@ def _run(args):
             print(f"The state is that of {call}. It goes on with")
             print("    convert_state(checkpointer.restore(path), params, tx)")
     if not args.json:
-        print(f"Wrote {args.target}.")
+        print(f"Wrote {printable(str(args.target))}.")
     return 0
-
-
-def _names(path):
-    """Paths in a file: a JSON list, or lines."""
-    if path is None:
-        return None
-    text = path.read_text(encoding="utf-8")
-    if not text.lstrip().startswith("["):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        names = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CommandError(f"'{path}' is not JSON: {error}.") from error
-    if not all(isinstance(name, str) for name in names):
-        raise CommandError(f"'{path}' must be a list of paths such as \"encoder/kernel\".")
-    return names
 
 
 def _entries(checkpoint):
@@ -149,7 +133,7 @@ def _show(args, checkpoint, names):
     if args.json:
         print_json({"file": str(args.source), "parameters": rows, "groups": groups})
         return
-    table = Table(str(args.source), ["parameter", "shape", "moments", "bits", "scales", "step"])
+    table = Table(printable(str(args.source)), ["parameter", "shape", "moments", "bits", "scales", "step"])
     for row in rows:
         shape = row["shape"]
         table.add(
@@ -160,7 +144,7 @@ def _show(args, checkpoint, names):
     print_table(table)
     for i, group in enumerate(groups):
         settings = ", ".join(f"{key}={value}" for key, value in group.items())
-        print(f"group {i}: {settings}")
+        print(printable(f"group {i}: {settings}"))
 
 
 def _imported(args, checkpoint, names):
@@ -175,15 +159,12 @@ def _imported(args, checkpoint, names):
     options = StateOptions(block_size=args.block_size, codec=args.codec)
     called = dict(zip(parameter_numbers(checkpoint), names, strict=False))
     adapt = _transposer(args.transpose)
-    params: dict[str, Any] = {}
+    shapes = {}
     for number, entry in _entries(checkpoint):
         path = called.get(number, str(number))
         shape = adapt(path, np.broadcast_to(np.float32(0), entry["state1"].shape)).shape
-        node = params
-        *parents, last = path.split("/")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jax.ShapeDtypeStruct(shape, np.float32)
+        shapes[path] = jax.ShapeDtypeStruct(shape, np.float32)
+    params = _names.as_tree(shapes)
     factory = getattr(optax_lamblion, f"{family}{bits}bit")
     given = f'options=StateOptions(block_size={options.block_size}, codec="{options.codec}")'
     state = optax_lamblion.from_bitsandbytes(
@@ -233,7 +214,7 @@ def _export(args, to_file):
             "an Orbax checkpoint becomes a file for bitsandbytes: name one that ends with .pt or "
             ".safetensors, and `--names FILE` with the parameters in the order over there."
         )
-    names = _names(args.names) or []
+    names = _names.read(args.names) or []
     state = _lion_state(_restore(args.source))
     checkpoint = optax_lamblion.to_bitsandbytes(
         state, names=names, adapt=_transposer(args.transpose)
@@ -241,7 +222,7 @@ def _export(args, to_file):
     files.write(args.target, checkpoint)
     _show(args, checkpoint, names)
     if not args.json:
-        print(f"Wrote {args.target}. Set `lr`, `betas` and `weight_decay` when it is loaded.")
+        print(f"Wrote {printable(str(args.target))}. Set `lr`, `betas` and `weight_decay` when it is loaded.")
     return 0
 
 
@@ -275,7 +256,7 @@ def _restore(path):
 
 def _orbax():
     """The module that needs Orbax, or an error that says how to get it."""
-    require_extra("orbax", {"orbax.checkpoint": "orbax-checkpoint"})
+    require({"orbax.checkpoint": "orbax-checkpoint"})
     from optax_lamblion.cli import _orbax as module
 
     return module

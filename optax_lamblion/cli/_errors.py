@@ -20,10 +20,10 @@ def input_errors() -> Iterator[None]:
         raise CommandError(str(error)) from error
 
 
-def require_extra(extra: str, modules: dict[str, str]) -> None:
+def require(modules: dict[str, str]) -> None:
     """Raises unless `modules`, a mapping from module to distribution, can all be imported."""
     missing = [name for module, name in modules.items() if not importlib.util.find_spec(module)]
     if missing:
         raise CommandError(
-            f"this needs {', '.join(missing)}. Type: pip install 'optax-lamblion[{extra}]'"
+            f"this needs {', '.join(missing)}. Type: pip install {' '.join(missing)}"
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from optax_lamblion import StateReport
 from optax_lamblion.cli import _footprint
 from optax_lamblion.cli._footprint import Footprint, Setting
-from optax_lamblion.cli._output import Table
+from optax_lamblion.cli._output import Table, columns
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
 
 _REFERENCE = "optax.adamw"
@@ -103,11 +103,11 @@ def training_table(
     where = f"a {platform}" if setting.devices == 1 else f"each of {setting.devices:,} {platform}s"
     copy = " and a float32 copy" if setting.master else ""
     # Short, so that the table fits in 100 columns.
-    columns = ["param GiB", "grad GiB", "state GiB", "step GiB", "total GiB", "host GiB"]
+    names = ["param GiB", "grad GiB", "state GiB", "step GiB", "total GiB", "host GiB"]
     table = Table(
         f"Memory of {where} for training {name}:\n{setting.parameters:,} {setting.dtype} parameters"
         f"{copy}, {setting.grad_dtype} gradients",
-        ["optimizer", *columns, *([] if room is None else ["left GiB"])],
+        ["optimizer", *names, *([] if room is None else ["left GiB"])],
     )
     for row in rows:
         found = footprints[row.name]
@@ -131,7 +131,7 @@ def verdict(asked: str, room: int, footprints: Mapping[str, Footprint]) -> str:
     rest = [name for name in footprints if name not in fit]
     lines = [f"Fits in {asked}, without activations: {', '.join(fit) or 'none'}."]
     lines += [f"Does not fit: {', '.join(rest)}."] if rest else []
-    return "\n".join(textwrap.fill(line, 100) for line in lines) + "\n"
+    return "\n".join(textwrap.fill(line, columns()) for line in lines) + "\n"
 
 
 def notes(setting: Setting, room: int | None) -> str:
@@ -141,7 +141,7 @@ def notes(setting: Setting, room: int | None) -> str:
         notes.append(_DIVIDED)
     if room is not None and setting.platform == "gpu":
         notes.append(_PREALLOCATED)
-    return textwrap.fill(" ".join(notes), 100)
+    return textwrap.fill(" ".join(notes), columns())
 
 
 def _gib(nbytes: int) -> str:

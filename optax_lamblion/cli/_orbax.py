@@ -2,19 +2,81 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 import pathlib
+import shutil
+import tempfile
+import warnings
 
+import jax
 import orbax.checkpoint
+
+from optax_lamblion.cli._errors import CommandError
+
+_SMALL, _MOST_COMPRESSED = 2**28, 100
+"""Bytes that a checkpoint may always have in memory, and how much more than in files."""
 
 
 def save_state(path: pathlib.Path, state) -> None:
-    """Writes a state to a new folder."""
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), state)
-        checkpointer.wait_until_finished()
+    """Writes a state to a new folder, which is whole or not there."""
+    beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    try:
+        with _quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(beside / "state", state)
+            checkpointer.wait_until_finished()
+        os.rename(beside / "state", path)
+    except OSError:
+        raise
+    except Exception as error:
+        raise CommandError(f"'{path}' could not be written: {_reason(error)}.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def restore_state(path: pathlib.Path):
     """A checkpoint as dicts, lists and arrays."""
-    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute())
+    try:
+        with _quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            _check_size(path, checkpointer.metadata(path.absolute()).item_metadata)
+            return checkpointer.restore(path.absolute())
+    except CommandError:
+        raise
+    except Exception as error:  # damage surfaces as nearly any kind
+        raise CommandError(
+            f"'{path}' is no checkpoint of Orbax that can be read: it is damaged, cut short or "
+            f"something else. ({_reason(error)})"
+        ) from error
+
+
+def _check_size(path, metadata):
+    """Raises `CommandError` if there is far more to restore than files have room for."""
+    arrays = [x for x in jax.tree.leaves(metadata) if hasattr(x, "shape")]
+    if not arrays:
+        raise CommandError(f"'{path}' has no arrays, or files that list them are missing.")
+    size = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+    there = sum(x.stat().st_size for x in path.rglob("*") if x.is_file())
+    if size > _SMALL + _MOST_COMPRESSED * there:
+        raise CommandError(
+            f"'{path}' says that it has {size:,} bytes of arrays, in files of {there:,} bytes. It "
+            "is damaged."
+        )
+
+
+def _reason(error):
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+class _quiet(warnings.catch_warnings):
+    """What Orbax and its libraries log of a damaged checkpoint is said once, by us."""
+
+    def __enter__(self):
+        super().__enter__()
+        warnings.simplefilter("ignore")
+        self._disabled = logging.root.manager.disable
+        logging.disable()
+
+    def __exit__(self, *exception):
+        logging.disable(self._disabled)
+        super().__exit__(*exception)

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from optax_lamblion.cli._errors import input_errors, require_extra
+from optax_lamblion.cli._errors import input_errors, require
 from optax_lamblion.cli._interrupt import interruptible
 from optax_lamblion.cli._output import print_table
 from optax_lamblion.cli._settings import TrainSettings, add_arguments, read_settings
@@ -20,7 +20,7 @@ _NEEDED = {"flax": "flax", "rich": "rich", "matplotlib": "matplotlib", "sklearn"
 
 def run(args: argparse.Namespace) -> int:
     """Trains, then prints a table and writes a plot and a JSON file."""
-    require_extra("demo", _NEEDED)
+    require(_NEEDED)
     # These import the extra.
     from optax_lamblion.cli import _results as results
     from optax_lamblion.cli._progress import show_progress

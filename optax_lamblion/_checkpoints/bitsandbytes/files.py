@@ -51,6 +51,8 @@ def read(path, *, key=None, order=None):
         raise ValueError(f"'{path}' is a folder. Name the file in it, such as 'optimizer.pt'.")
     if not path.exists():
         raise FileNotFoundError(f"There is no file '{path}'.")
+    if not path.is_file():
+        raise ValueError(f"'{path}' is not an ordinary file. Copy what it gives into one.")
     if not is_torch:
         return as_arrays(_load_safetensors(path, key), order=order)
     tree, devices = _load_torch(path)

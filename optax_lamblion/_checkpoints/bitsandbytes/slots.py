@@ -84,10 +84,9 @@ def unpack(where, entry, names, block_size) -> Entry:
             "AdamW, Adam or LAMB: pass a `tx` with `adamw` or `lamb` in it."
         )
     step = _get(where, entry, "step")
-    if not isinstance(step, int):
-        if np.ndim(step) or step != int(step):
-            raise ValueError(f"`{where}.step` must be a whole number, got {step!r}.")
-        step = int(step)
+    is_number = isinstance(step, int | float)
+    if not is_number or not 0 <= step < 2**31 or step != int(step):
+        raise ValueError(f"`{where}.step` must be a whole number below 2**31, got {step!r}.")
     history = entry.get("gnorm_vec")
     if history is not None:
         history = _checked(f"{where}.gnorm_vec", history, (100,))
@@ -95,7 +94,7 @@ def unpack(where, entry, names, block_size) -> Entry:
         name: _moment(where, entry, key[-1], block_size)
         for name, key in zip(names, needed, strict=True)
     }
-    return Entry(step, moments, history)
+    return Entry(int(step), moments, history)
 
 
 def _moment(where, entry, i, block_size):
