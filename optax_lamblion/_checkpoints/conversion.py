@@ -1,5 +1,6 @@
 """From the state of one optimizer to that of another: other bits, blocks, codec or placement."""
 
+import warnings
 from typing import Any
 
 import jax
@@ -12,10 +13,12 @@ from optax_lamblion._checkpoints.saved import Saved
 from optax_lamblion._paging.memory import KIND, abstract_state, memory_kind
 from optax_lamblion._state.checks import check_history
 from optax_lamblion._state.layout import refuse_layout
-from optax_lamblion._state.names import path_string
+from optax_lamblion._state.names import first_names, path_string
 
 
-def convert_state(state: Any, params: Any, tx: optax.GradientTransformation) -> optax.OptState:
+def convert_state(
+    state: Any, params: Any, tx: optax.GradientTransformation, *, missing: str = "refuse"
+) -> optax.OptState:
     """The state of one optimizer in the form that another one keeps.
 
     For training that goes on with other `bits`, another block size or codec, paged instead of
@@ -31,6 +34,9 @@ def convert_state(state: Any, params: Any, tx: optax.GradientTransformation) -> 
       params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state goes
         where `state_sharding` says; if they are on one device, to that.
       tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
+      missing: What becomes of a parameter that was not saved, or in another shape: a new head, a
+        vocabulary of another size, layers that were frozen. `"refuse"` raises; `"fresh"` lets its
+        moments begin at zero, and leaves those of parameters behind that are no more.
 
     Returns:
       A state of `tx`. With `percentile_clipping`, and none in `state`, gradient norms start anew;
@@ -42,6 +48,9 @@ def convert_state(state: Any, params: Any, tx: optax.GradientTransformation) -> 
         leaves behind: moments or scales that are NaN or infinite, negative scales or second moments
         (not looked at while tracing). The message names the leaf, and `state` is as it was.
 
+    Warns:
+      UserWarning: With `missing="fresh"`, which parameters begin at zero or are left behind.
+
     Examples:
       >>> params = {"w": jnp.ones((64, 256))}
       >>> state = lion32bit(1e-4).init(params)
@@ -51,9 +60,12 @@ def convert_state(state: Any, params: Any, tx: optax.GradientTransformation) -> 
       (dtype('uint8'), ['power_256_v2'])
       >>> updates, state = tx.update(params, state, params)
     """
+    if missing not in ("refuse", "fresh"):
+        raise ValueError(f'`missing` must be "refuse" or "fresh", got {missing!r}.')
     fresh = abstract_state(tx, params)
     fresh = with_places(fresh, params, always=is_tied(state, params))
-    saved = Saved(state)
+    saved = Saved(state, fresh=missing == "fresh")
+    saved.refuse_injection(_around(fresh))
 
     def convert(path, like):
         name = path_string(path)
@@ -63,8 +75,19 @@ def convert_state(state: Any, params: Any, tx: optax.GradientTransformation) -> 
         return fill(like, source, layout_in(like))
 
     out = jax.tree_util.tree_map_with_path(convert, fresh, is_leaf=is_ours)
+    behind = saved.left_behind()
     saved.refuse_the_rest()
+    if saved.begun or behind:
+        words = [f"moments of {first_names(saved.begun)} begin at zero"] if saved.begun else []
+        words += [f"what was saved of {first_names(behind)} is left behind"] if behind else []
+        warnings.warn(f"In `convert_state`, {', and '.join(words)}.", stacklevel=2)
     return out
+
+
+def _around(state):
+    """The names of all arrays of a state but those of optimizers of this package."""
+    rows = jax.tree_util.tree_leaves_with_path(state, is_leaf=is_ours)
+    return [path_string(path) for path, x in rows if not is_ours(x)]
 
 
 def restore_target(
@@ -121,6 +144,7 @@ def restore_target(
         )
     fresh = abstract_state(tx, params)
     named = Saved(saved, exact=True)
+    named.refuse_injection(_around(fresh))
 
     def target(path, like):
         name = path_string(path)

@@ -7,8 +7,9 @@ is empty not at all. Names survive all of them.
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import tree_leaves_with_path
 
 from optax_lamblion._checkpoints.recode import SLOTS, Source, Stored
 from optax_lamblion._state.checks import check_count
@@ -22,14 +23,15 @@ class Saved:
     Args:
       state: Arrays or what describes them (`shape`, `dtype`), in a tree.
       exact: Whether it must have the names that the optimizer's own state has, and no others.
+      fresh: Whether leaves of a parameter may be missing, or have another shape, and begin anew.
 
     Raises:
       ValueError: Two arrays have the same name.
     """
 
-    def __init__(self, state, *, exact=False):
+    def __init__(self, state, *, exact=False, fresh=False):
         self._left = {}
-        for path, x in jax.tree_util.tree_leaves_with_path(state):
+        for path, x in tree_leaves_with_path(state):
             name = _unboxed(path_string(path))
             if name in self._left:
                 raise ValueError(
@@ -38,7 +40,10 @@ class Saved:
                 )
             self._left[name] = x if hasattr(x, "dtype") else jnp.asarray(x)
         self._exact = exact
+        self._fresh = fresh
+        self._slots = set()
         self._dispensable = set()
+        self.begun: list[str] = []
 
     def take(self, name, shape, dtype=None) -> Any:
         """The array of that name.
@@ -73,22 +78,82 @@ class Saved:
             chain = prefix.removesuffix(prefix.rpartition("/")[2])
             parts = re.compile(rf"{re.escape(chain)}\d+/count")
             self._dispensable |= {name for name in self._left if parts.fullmatch(name)}
-        slots: dict[str, dict[str, Stored]] = {}
-        for name in [name for name in SLOTS if getattr(like, name, None) is not None]:
-            rows = jax.tree_util.tree_leaves_with_path(getattr(like, name))
-            slots[name] = {
-                leaf: self._stored(prefix, name, leaf, layout)
-                for leaf in [path_string(path) for path, _ in rows]
+        names = [name for name in SLOTS if getattr(like, name, None) is not None]
+        rows = [(path_string(path), x) for path, x in tree_leaves_with_path(like.mu)]
+        begun = self._begin(prefix, names, rows)
+        slots: dict[str, dict[str, Stored]] = {
+            name: {
+                leaf: begun.get(leaf) or self._stored(prefix, name, leaf, layout)
+                for leaf, _ in rows
             }
+            for name in names
+        }
         history = None
         if like.gnorm_history is not None and self._has(_join(prefix, "gnorm_history")):
-            rows = jax.tree_util.tree_leaves_with_path(like.gnorm_history)
-            leaves = [path_string(path) for path, _ in rows]
-            history = {x: self._pop(_join(prefix, "gnorm_history", x)) for x in leaves}
+            leaves = [path_string(path) for path, _ in tree_leaves_with_path(like.gnorm_history)]
+            history = {
+                x: self._pop(_join(prefix, "gnorm_history", x)) for x in leaves if x not in begun
+            }
         skipped = None
         if like.skipped is not None and self._has(_join(prefix, "skipped")):
             skipped = self._count(_join(prefix, "skipped"))
         return Source(count, slots, history, skipped), layout
+
+    def _begin(self, prefix, names, rows):
+        """A fresh slot for every leaf that was not saved with that shape, if that will do."""
+        if not self._fresh:
+            return {}
+        self._slots |= {_join(prefix, x) + "/" for slot in SLOTS for x in (slot, f"{slot}_absmax")}
+        self._slots.add(_join(prefix, "gnorm_history") + "/")
+        begun = {}
+        for leaf, x in rows:
+            saved = [self._left.get(_unboxed(_join(prefix, name, leaf))) for name in names]
+            if any(y is None or tuple(y.shape) != tuple(x.shape) for y in saved):
+                begun[leaf] = Stored(np.zeros(x.shape, np.float32))
+                for slot in list(SLOTS):
+                    for field in (slot, f"{slot}_absmax", "gnorm_history"):
+                        self._left.pop(_unboxed(_join(prefix, field, leaf)), None)
+        if rows and len(begun) == len(rows):
+            raise ValueError(
+                f"What was saved has no moments of any of these parameters, which are "
+                f"{first_names(list(begun))}: it is of another kind of optimizer, or for other "
+                "parameters. To begin anew with all of them call `tx.init(params)`."
+            )
+        self.begun += begun
+        return begun
+
+    def left_behind(self):
+        """Takes what was saved of parameters that are no more, and returns their names."""
+        behind = {}
+        for name in list(self._left):
+            for start in self._slots:
+                if name.startswith(start):
+                    behind[name.removeprefix(start)] = self._left.pop(name)
+        return list(behind)
+
+    def refuse_injection(self, names):
+        """Raises `ValueError` if only one of the two is of `optax.inject_hyperparams`.
+
+        Args:
+          names: The arrays of the optimizer's own state that are not of an optimizer of ours.
+        """
+        wants = any(map(_INJECTED.search, names))
+        has = any(
+            all(self._has(name[: at.start(1)] + field) for field in ("count", "inner_state"))
+            for name in self._left
+            if (at := _INJECTED.search(name))
+        )
+        if wants and not has:
+            raise ValueError(
+                "`tx` is made by `optax.inject_hyperparams`, and what was saved is not. Convert it "
+                "for the optimizer without that, and put it into a fresh state: "
+                "`tx.init(params)._replace(inner_state=convert_state(state, params, inner))`."
+            )
+        if has and not wants:
+            raise ValueError(
+                "What was saved is of `optax.inject_hyperparams`, by which `tx` is not made. Pass "
+                "what is inside: `state.inner_state`, or `state['inner_state']` of a dict."
+            )
 
     def refuse_the_rest(self):
         """Raises `ValueError` if an array was not taken."""
@@ -161,6 +226,7 @@ class Saved:
         return self._left.pop(name)
 
 
+_INJECTED = re.compile(r"(?:^|/)(hyperparams/)[^/]+$")
 _MOMENTUM = re.compile(r"(?:^|/)mu(?=/|$)")
 
 

@@ -73,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     """Converts, or shows what there is to convert."""
     try:
         return _run(args)
+    except BrokenPipeError:
+        raise
     # Errors of the library say what to do; here they are answers to what was typed.
     except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         raise CommandError(str(error)) from error

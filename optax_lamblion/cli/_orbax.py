@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
 import logging
 import math
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import time
 import warnings
 
 import jax
@@ -68,15 +73,24 @@ def _reason(error):
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-class _quiet(warnings.catch_warnings):
-    """What Orbax and its libraries log of a damaged checkpoint is said once, by us."""
-
-    def __enter__(self):
-        super().__enter__()
+@contextlib.contextmanager
+def _quiet():
+    """What Orbax and its libraries say of a damaged checkpoint is said once, by us."""
+    level, hook = logging.root.manager.disable, sys.unraisablehook
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        self._disabled = logging.root.manager.disable
         logging.disable()
+        sys.unraisablehook = lambda _: None
+        try:
+            yield
+        except Exception:
+            # After an error other reads are still under way, and complain when they end.
+            time.sleep(_UNDER_WAY)
+            gc.collect()
+            raise
+        finally:
+            sys.unraisablehook = hook
+            logging.disable(level)
 
-    def __exit__(self, *exception):
-        logging.disable(self._disabled)
-        super().__exit__(*exception)
+
+_UNDER_WAY = 0.3  # seconds

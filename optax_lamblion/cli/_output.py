@@ -87,7 +87,7 @@ def plain_table(table: Table, width: int | None = None) -> str:
     for part in _parts(table, width, gap=2, edges=0):
         widths = [_natural_width(table, i) for i in part]
         words = [k for k, i in enumerate(part) if _is_words(table, i)]
-        excess = sum(widths) + 2 * (len(part) - 1) - (width or math.inf)
+        excess = 0 if width is None else sum(widths) + 2 * (len(part) - 1) - width
         if words and excess > 0:
             widths[words[-1]] -= excess
         rules = dict(zip(part, ["-" * n for n in widths], strict=True))

@@ -200,8 +200,8 @@ def _order(state, saved_on):
             from_gpu = from_gpu or slot in entry or _is_on_gpu(tensor)
             if absmax is not None:
                 scales = as_array(absmax, name, "logical").size
-                read = {order: as_array(tensor, name, order) for order in ORDERS}
-                for order, codes in read.items():
+                for order in ORDERS:
+                    codes = as_array(tensor, name, order)
                     if codes.dtype == np.uint8:
                         score[order] += _peaked(codes, scales, peaks)
     if score["storage"] != score["logical"]:

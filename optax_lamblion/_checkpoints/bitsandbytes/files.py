@@ -10,6 +10,7 @@ PyTorch writes `.pt`, and is not needed to read it (`torch_files`). A `.safetens
 Like `arrays`, this is tested without JAX, under Python 3.11.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -81,6 +82,15 @@ def write(path, checkpoint, *, order=None):
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _unwritten(path, kind):
+    """Says of a library's own errors that it could not write."""
+    try:
+        yield
+    except kind as error:
+        raise OSError(f"Writing into '{path.parent}' failed: {error}.") from error
 
 
 def _is_torch(path):
@@ -182,7 +192,8 @@ def _no_optimizer(path, key, places):
 
 def _save_torch(path, checkpoint):
     torch = _imported("torch", "PyTorch", path)
-    with path.open("wb") as file:  # opened by PyTorch, its name would be in the file
+    with path.open("wb") as file, _unwritten(path, RuntimeError):
+        # Opened by PyTorch, its name would be in the file.
         torch.save(as_tensors(checkpoint), file)
 
 
@@ -253,7 +264,9 @@ def _save_safetensors(path, checkpoint):
         groups = json.dumps(checkpoint["param_groups"])
     except TypeError as error:
         raise TypeError(f"`param_groups` cannot be written as JSON: {error}. Use .pt.") from error
-    save_file(arrays, str(path), metadata={"format": "pt", "param_groups": groups})
+    error = importlib.import_module("safetensors").SafetensorError
+    with _unwritten(path, error):
+        save_file(arrays, str(path), metadata={"format": "pt", "param_groups": groups})
 
 
 def _named(tree, where):

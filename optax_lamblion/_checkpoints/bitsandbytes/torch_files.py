@@ -100,6 +100,10 @@ class _Reader:
             self._storage,
         )
 
+    def _numbers(self, key, dtype, count) -> np.ndarray:
+        """The numbers of that key, of which there must be so many."""
+        raise NotImplementedError
+
     def _storage(self, identifier):
         kind, dtype, key, device, count, *view = identifier
         if kind != "storage" or dtype not in _DTYPES or view not in ([], [None]):
