@@ -92,6 +92,7 @@ SLOW = (
     "checkpoints/test_beginning_anew.py",
     "checkpoints/test_async_saving.py",
     "checkpoints/test_convert_places.py",
+    "checkpoints/test_documented.py",
     "checkpoints/test_convert_state.py::test_from_every_layout",
     "checkpoints/test_orbax.py::test_every_bit_comes_to_every_place",
     "checkpoints/test_going_on.py",

@@ -2,5 +2,5 @@
 
 `optax-lamblion train` is a command line around these modules, and notebooks import them directly.
 `optimizers` and `shapes` need nothing beyond the library; the rest needs the extra
-`optax-lamblion[demo]`. Nothing in the library itself imports this package.
+`demo`. Nothing in the library itself imports this package.
 """

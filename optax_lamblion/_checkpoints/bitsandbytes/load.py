@@ -55,7 +55,7 @@ def from_bitsandbytes(
     `tx` keeps them.
 
     Args:
-      checkpoint: A file, `.pt` (needs PyTorch; nothing in it is executed) or `.safetensors`; or
+      checkpoint: A file, `.pt` (read without PyTorch; nothing in it is executed) or `.safetensors`; or
         what `optimizer.state_dict()` returned, with tensors of PyTorch or NumPy's arrays.
       params: Parameters, or their `jax.ShapeDtypeStruct`.
       tx: The transformation that is to go on: an `adamw8bit`, or a chain with one in it.
