@@ -48,6 +48,24 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Room:
+    """The memory of a device, and what of it there is for arrays.
+
+    - `asked`: how its user wrote it.
+    - `size`: in bytes, of which JAX takes `fraction`.
+    """
+
+    asked: str
+    size: int
+    fraction: float
+
+    @property
+    def taken(self) -> int:
+        """Bytes that JAX takes for its arrays."""
+        return math.floor(self.fraction * self.size)
+
+
+@dataclasses.dataclass(frozen=True)
 class Footprint:
     """Bytes on each device at an optimizer's step; of the host's memory, bytes for each device."""
 

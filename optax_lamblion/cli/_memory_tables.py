@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 
 from optax_lamblion import StateReport
 from optax_lamblion.cli import _footprint
-from optax_lamblion.cli._footprint import Footprint, Setting
+from optax_lamblion.cli._footprint import Footprint, Room, Setting
 from optax_lamblion.cli._output import Table, columns
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
 
@@ -23,14 +24,15 @@ _DIVIDED = (
     "and adds to that."
 )
 _PREALLOCATED = (
-    "JAX takes 75 % of a GPU's memory, unless XLA_PYTHON_CLIENT_MEM_FRACTION says another part."
+    "JAX takes {percent:g} % of the memory here. XLA_PYTHON_CLIENT_MEM_FRACTION sets that where it "
+    "runs, and `--memory-fraction` here."
 )
 
 
 def as_json(
     name: str,
     setting: Setting,
-    room: int | None,
+    room: Room | None,
     reports: Mapping[str, StateReport],
     footprints: Mapping[str, Footprint],
 ) -> dict:
@@ -43,7 +45,8 @@ def as_json(
         "master": setting.master,
         "devices": setting.devices,
         "platform": setting.platform,
-        "device_memory_bytes": room,
+        "device_memory_bytes": None if room is None else room.size,
+        "memory_fraction": None if room is None else room.fraction,
         "optimizers": [
             {
                 "name": key,
@@ -59,7 +62,7 @@ def as_json(
                     "total_device_bytes": found.total_bytes,
                     "host_state_bytes": found.host_state_bytes,
                 },
-                "fits": None if room is None else found.total_bytes <= room,
+                "fits": None if room is None else found.total_bytes <= room.taken,
             }
             for key, found in footprints.items()
         ],
@@ -94,7 +97,7 @@ def state_table(
 def training_table(
     name: str,
     setting: Setting,
-    room: int | None,
+    room: Room | None,
     rows: Sequence[OptimizerRow],
     footprints: Mapping[str, Footprint],
 ) -> Table:
@@ -120,27 +123,51 @@ def training_table(
             found.host_state_bytes,
         ]
         if room is not None:
-            cells.append(room - found.total_bytes)
+            cells.append(room.taken - found.total_bytes)
         table.add(row.name, *map(_gib, cells), dimmed=not row.ours)
     return table
 
 
-def verdict(asked: str, room: int, footprints: Mapping[str, Footprint]) -> str:
-    """Which optimizers fit in `room`, which was `asked` for in those words."""
-    fit = [name for name, found in footprints.items() if found.total_bytes <= room]
+def verdict(room: Room, setting: Setting, footprints: Mapping[str, Footprint]) -> str:
+    """Which optimizers fit; if none does, what would make the smallest one fit."""
+    fit = [name for name, found in footprints.items() if found.total_bytes <= room.taken]
     rest = [name for name in footprints if name not in fit]
-    lines = [f"Fits in {asked}, without activations: {', '.join(fit) or 'none'}."]
+    of = "" if room.fraction == 1 else f" of {room.asked}"
+    taken = room.asked if room.fraction == 1 else f"{_gib(room.taken)} GiB"
+    lines = [f"Fits in {taken}{of}, without activations: {', '.join(fit) or 'none'}."]
     lines += [f"Does not fit: {', '.join(rest)}."] if rest else []
+    if not fit:
+        name = min(footprints, key=lambda name: footprints[name].total_bytes)
+        lines.append(_remedy(name, footprints[name], room, setting))
     return "\n".join(textwrap.fill(line, columns()) for line in lines) + "\n"
 
 
-def notes(setting: Setting, room: int | None) -> str:
+def _remedy(name: str, found: Footprint, room: Room, setting: Setting) -> str:
+    """What would make it fit."""
+    ways, needs = [], found.total_bytes
+    fraction = math.ceil(100 * needs / room.size) / 100
+    if fraction <= _MOST_OF_A_DEVICE:
+        ways.append(f"`--memory-fraction {fraction:g}`")
+    size = math.ceil(100 * needs / room.fraction / 2**30) / 100
+    ways.append(f"a device of {size:g}GiB")
+    if (left := room.taken - found.step_bytes) > 0:  # pages are as large on many devices
+        whole = setting.devices * (needs - found.step_bytes)
+        ways.append(f"`--devices {math.ceil(whole / left)}`")
+    if setting.dtype == "float32":
+        ways.append("`--dtype bfloat16`, which about halves parameters and gradients")
+    return f"The smallest, {name}, needs {_gib(needs)} GiB. To make room: {', or '.join(ways)}."
+
+
+_MOST_OF_A_DEVICE = 0.95  # the rest is for CUDA and its libraries
+
+
+def notes(setting: Setting, room: Room | None) -> str:
     """What the numbers of a training step are, and are not."""
     notes = [_NOTE.format(platform=setting.platform.upper())]
     if setting.devices > 1:
         notes.append(_DIVIDED)
     if room is not None and setting.platform == "gpu":
-        notes.append(_PREALLOCATED)
+        notes.append(_PREALLOCATED.format(percent=100 * room.fraction))
     return textwrap.fill(" ".join(notes), columns())
 
 

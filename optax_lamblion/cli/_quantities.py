@@ -35,6 +35,17 @@ def parse_bytes(given: str) -> int:
     return round(value)
 
 
+def parse_fraction(given: str) -> float:
+    """A part of a memory, above 0 and up to 1."""
+    value = _number(given, {"": 1})
+    if not 0 < value <= 1:
+        raise CommandError(
+            f"`--memory-fraction {given}` is no part of a memory. Give a number above 0 and up to "
+            "1, such as `--memory-fraction 0.9`."
+        )
+    return value
+
+
 def _number(given: str, units: Mapping[str, int]) -> float:
     """A number and a unit; NaN for what is none."""
     match = re.fullmatch(r"([0-9._]+(?:e\+?[0-9]+)?)\s*([a-z]*)", given.strip().lower())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from optax_lamblion.cli._errors import CommandError
 from optax_lamblion.cli._info import versions
 from optax_lamblion.cli._output import Table, to_json
 from optax_lamblion.cli._settings import TrainSettings
+from optax_lamblion.demo import checkpoint
 from optax_lamblion.demo.compare import Run
 from optax_lamblion.demo.plot import comparison_figure
 from optax_lamblion.demo.task import Task
@@ -28,8 +30,9 @@ _METRICS = {
 Samples = Mapping[str, tuple[str, str]]
 
 
-def make_folder(path: Path) -> Path:
+def make_folder(settings: TrainSettings) -> Path:
     """Makes the output folder, before anything is computed that it could fail to hold."""
+    path = settings.output
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -39,7 +42,39 @@ def make_folder(path: Path) -> Path:
             f"cannot write to {str(path)!r}: {error.strerror or error}. "
             "Choose another folder with `--output DIR`."
         ) from error
+    _check_what_is_there(path, settings)
     return path
+
+
+def _check_what_is_there(path: Path, settings: TrainSettings) -> None:
+    """Raises `CommandError` if a run would be overwritten, or cannot be gone on with."""
+    begun = (path / checkpoint.NAME).exists()
+    if not settings.resume:
+        if begun or (path / "results.json").exists():
+            also = ", go on with it by `--resume`" if begun else ""
+            raise CommandError(
+                f"{str(path)!r} has the results of another run. Choose another folder with "
+                f"`--output DIR`{also}, or remove it."
+            )
+        return
+    if not begun:
+        raise CommandError(
+            f"there is no run to go on with in {str(path)!r}. Leave `--resume` out, or name the "
+            "folder of one that was stopped with `--output DIR`."
+        )
+    try:
+        saved = checkpoint.read_settings(path)
+    except Exception as error:  # damage surfaces as nearly any kind
+        raise CommandError(
+            f"{str(path / checkpoint.NAME)!r} is damaged: {error}. Remove it and begin anew."
+        ) from error
+    mine = json.loads(json.dumps(settings.as_json()))
+    if other := [name for name in mine if saved.get(name) != mine[name]]:
+        raise CommandError(
+            f"the run in {str(path)!r} was begun with another `{other[0]}`: "
+            f"{saved.get(other[0])!r}, and now it is {mine[other[0]]!r}. Pass the arguments that "
+            "it was begun with, and `--resume`."
+        )
 
 
 def results_table(task: Task, runs: Sequence[Run]) -> Table:

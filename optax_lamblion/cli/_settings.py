@@ -48,12 +48,13 @@ class TrainSettings:
     weight_decays: Mapping[str, float]
     output: Path
     quiet: bool
+    resume: bool = False
     text: TextSettings | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The settings that decide the numbers, for the record."""
         record = dataclasses.asdict(self)
-        for name in ("rows", "quiet", "output"):
+        for name in ("rows", "quiet", "output", "resume"):
             del record[name]
         if self.text:
             record["text"] |= {"text": self.text.text and str(self.text.text)}
@@ -103,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="[NAME=]X",
         )
     add("--output", "folder for results", "optax-lamblion-runs/DATA", type=Path, metavar="DIR")
+    add("--resume", "go on with a run that was stopped in that folder", action="store_true")
     add("--quiet", "print the final table only", action="store_true")
 
 
@@ -132,6 +134,7 @@ def read_settings(given: Mapping[str, Any]) -> TrainSettings:
         | _overrides("--weight-decay", given.get("weight_decay", ()), rows),
         output=given.get("output", Path("optax-lamblion-runs") / data),
         quiet=given.get("quiet", False),
+        resume=given.get("resume", False),
         text=TextSettings(**text_options) if data == "text" else None,
     )
 

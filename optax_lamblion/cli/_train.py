@@ -21,35 +21,18 @@ _NEEDED = {"flax": "flax", "rich": "rich", "matplotlib": "matplotlib", "sklearn"
 def run(args: argparse.Namespace) -> int:
     """Trains, then prints a table and writes a plot and a JSON file."""
     require(_NEEDED)
-    # These import the extra.
+    # It imports the extra.
     from optax_lamblion.cli import _results as results
-    from optax_lamblion.cli._progress import show_progress
-    from optax_lamblion.demo.compare import compare
 
     with input_errors():
         settings = read_settings(vars(args))
         task = make_task(settings)
-    results.make_folder(settings.output)
+    folder = results.make_folder(settings)
     say = (lambda *_, **__: None) if settings.quiet else print
     say(f"{task.title}; {task.parameter_count:,} parameters; {settings.steps} steps")
 
     start = time.monotonic()
-    chains = {
-        row.name: training_chain(
-            row,
-            steps=settings.steps,
-            learning_rate=settings.learning_rates[row.name],
-            weight_decay=settings.weight_decays[row.name],
-        )
-        for row in settings.rows
-    }
-    with (
-        interruptible() as should_stop,
-        show_progress(list(chains), settings.steps, quiet=settings.quiet) as observer,
-    ):
-        runs = compare(
-            task, chains, steps=settings.steps, observer=observer, should_stop=should_stop
-        )
+    runs = _trained(task, settings)
     if not (runs and runs[0].steps):
         print("Stopped before the first step, so there is nothing to write.", file=sys.stderr)
         return 130
@@ -63,9 +46,49 @@ def run(args: argparse.Namespace) -> int:
     print_table(results.results_table(task, runs))
     say(f"{'Stopped early' if interrupted else 'Done'} after {seconds:.0f} s.")
     results.write_results(task, runs, settings, samples, seconds=seconds, interrupted=interrupted)
-    say(f"Plot: {settings.output / 'comparison.png'}")
-    say(f"Numbers and samples: {settings.output / 'results.json'}")
+    say(f"Plot: {folder / 'comparison.png'}")
+    say(f"Numbers and samples: {folder / 'results.json'}")
+    if interrupted:
+        say("The same command with `--resume` goes on.")
     return 130 if interrupted else 0
+
+
+def _trained(task: Task, settings: TrainSettings):
+    """The runs of all optimizers, kept in the output folder until they are done."""
+    from optax_lamblion.cli._progress import show_progress
+    from optax_lamblion.demo import checkpoint
+    from optax_lamblion.demo.compare import compare
+
+    chains = {
+        row.name: training_chain(
+            row,
+            steps=settings.steps,
+            learning_rate=settings.learning_rates[row.name],
+            weight_decay=settings.weight_decays[row.name],
+        )
+        for row in settings.rows
+    }
+
+    def restore(runs):
+        if settings.resume:
+            checkpoint.restore(settings.output, runs)
+
+    with (
+        interruptible() as should_stop,
+        show_progress(list(chains), settings.steps, quiet=settings.quiet) as observer,
+    ):
+        runs = compare(
+            task,
+            chains,
+            steps=settings.steps,
+            observer=observer,
+            should_stop=should_stop,
+            restore=restore,
+            keep=lambda runs: checkpoint.save(settings.output, settings.as_json(), runs),
+        )
+    if runs and runs[0].steps == settings.steps:
+        (settings.output / checkpoint.NAME).unlink(missing_ok=True)
+    return runs
 
 
 def make_task(settings: TrainSettings) -> Task:

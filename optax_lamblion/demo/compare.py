@@ -110,6 +110,8 @@ def compare(
     evaluations: int = 15,
     observer: Observer | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    restore: Callable[[Sequence[Run]], None] = lambda runs: None,
+    keep: Callable[[Sequence[Run]], None] = lambda runs: None,
 ) -> list[Run]:
     """Trains `task` with each optimizer for `steps` steps and returns the runs.
 
@@ -120,6 +122,8 @@ def compare(
       evaluations: How often held-out data is measured on the way, the end included.
       observer: Is told of progress.
       should_stop: Asked before every step; `True` ends all runs there, evenly and evaluated.
+      restore: Is given the runs before the first step, to put them where others were.
+      keep: Is given them whenever they have been measured after a step, to be kept somewhere.
 
     Returns:
       One `Run` per optimizer, each with the same number of steps. It is less than `steps`
@@ -133,9 +137,10 @@ def compare(
             return runs
         observer.compiling(name)
         runs.append(Run(name, task, tx, first_batch))
+    restore(runs)
     due = {round(i * steps / evaluations) for i in range(evaluations + 1)}
     _evaluate(runs, observer)
-    for step in range(steps):
+    for step in range(runs[0].steps, steps):
         if should_stop():
             break
         batch = jax.device_put(task.batch(step))
@@ -144,7 +149,10 @@ def compare(
         observer.stepped(runs)
         if step + 1 in due:
             _evaluate(runs, observer)
+            keep(runs)
     _evaluate(runs, observer)
+    if runs[0].steps:
+        keep(runs)
     return runs
 
 

@@ -143,19 +143,19 @@ def test_the_table_has_the_numbers_of_the_json(run_cli):
             part["estimated_step_bytes"],
             part["total_device_bytes"],
             part["host_state_bytes"],
-            80 * 10**9 - part["total_device_bytes"],
+            60 * 10**9 - part["total_device_bytes"],  # of which JAX takes 75 %
         ]
         assert rows[row["name"]] == [f"{n / 2**30:.2f}" for n in expected]
 
 
 def test_what_fits_is_what_leaves_room(run_cli):
-    arguments = ["--params=8e9", "--dtype=bfloat16"]
-    rows = answer(run_cli, *arguments, "--device-memory=48GB")["optimizers"]
+    arguments = ["--params=8e9", "--dtype=bfloat16", "--device-memory=64GB"]  # 48 GB for JAX
+    rows = answer(run_cli, *arguments)["optimizers"]
     fits = {row["name"]: row["fits"] for row in rows}
     # 16 GB of parameters and as many of gradients, and momentum in 8 bits, in 16 and in 32.
     assert (fits["lion8bit"], fits["optax.lion"], fits["lion32bit"]) == (True, False, False)
-    _, out, _ = run_cli("memory", *arguments, "--device-memory=48GB")
-    named = " ".join(out.split()).partition("Fits in 48GB, without activations: ")[2]
+    _, out, _ = run_cli("memory", *arguments)
+    named = " ".join(out.split()).partition("Fits in 44.70 GiB of 64GB, without activations: ")[2]
     assert named.startswith(f"{', '.join(name for name, fit in fits.items() if fit)}. Does not")
 
 
@@ -164,9 +164,69 @@ def test_what_fits_exactly_fits(run_cli):
     (row,) = answer(run_cli, *arguments)["optimizers"]
     size = row["per_device"]["total_device_bytes"]
     for room, fit in [(size, True), (size - 1, False)]:
-        found = answer(run_cli, *arguments, f"--device-memory={room / 1000}KB")
+        words = [f"--device-memory={room / 1000}KB", "--memory-fraction=1"]
+        found = answer(run_cli, *arguments, *words)
         assert found["device_memory_bytes"] == room
         assert found["optimizers"][0]["fits"] is fit
+
+
+@pytest.mark.parametrize(
+    ("words", "fraction"),
+    [([], 0.75), (["--memory-fraction=0.9"], 0.9), (["--platform=cpu"], 1.0)],
+    ids=["gpu", "as said", "cpu"],
+)
+def test_jax_does_not_take_all_of_a_gpu(run_cli, words, fraction):
+    """75 % is the default of XLA_PYTHON_CLIENT_MEM_FRACTION; a CPU has no such thing."""
+    arguments = ["--params=1e9", "--optimizer=lion8bit", "--device-memory=24GiB", *words]
+    found = answer(run_cli, *arguments)
+    assert found["memory_fraction"] == fraction
+    _, out, _ = run_cli("memory", *arguments)
+    used = found["optimizers"][0]["per_device"]["total_device_bytes"]
+    (cells,) = table_rows(out).values()
+    assert cells[-1] == f"{fraction * 24 - used / 2**30:.2f}"
+
+
+REMEDY = re.compile(r"`--memory-fraction [\d.]+`|a device of [\d.]+GiB|`--devices \d+`")
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        ["--model=gemma-2-2b", "--device-memory=24GiB"],
+        ["--model=llama-70b", "--device-memory=24GiB", "--dtype=bfloat16"],
+        ["--params=1e9", "--device-memory=1GB", "--devices=3"],
+        ["--params=3e9", "--device-memory=2GiB", "--platform=cpu"],
+    ],
+    ids=lambda size: size[0],
+)
+def test_where_nothing_fits_it_says_what_would(run_cli, size):
+    chosen = ["--optimizer=lion8bit", "--optimizer=paged_lamb8bit"]
+    rows = answer(run_cli, *size, *chosen)["optimizers"]
+    smallest = min(rows, key=lambda row: row["per_device"]["total_device_bytes"])
+    _, out, _ = run_cli("memory", *size, *chosen)
+    said = " ".join(out.split()).partition("The smallest, ")[2].partition("Parameters, ")[0]
+    assert said.startswith(smallest["name"])
+    ways = REMEDY.findall(said)
+    assert len(ways) >= 2
+    for way in ways:
+        name, value = way.strip("`").replace("a device of", "--device-memory").split()
+        again = [word for word in size if not word.startswith(name)]
+        found = answer(run_cli, *again, f"{name}={value}", f"--optimizer={smallest['name']}")
+        assert found["optimizers"][0]["fits"], way
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "1.01", "nan", "75%", "half"])
+def test_impossible_fractions_are_refused(run_cli, given):
+    words = ["--params=1e6", "--device-memory=24GiB", f"--memory-fraction={given}"]
+    status, _, err = run_cli("memory", *words)
+    assert status == 2
+    assert "--memory-fraction 0.9" in err
+
+
+def test_a_fraction_of_no_memory_is_refused(run_cli):
+    status, _, err = run_cli("memory", "--params=1e6", "--memory-fraction=0.5")
+    assert status == 2
+    assert "--device-memory 24GiB" in err
 
 
 def test_devices_share_evenly(run_cli):
@@ -231,6 +291,25 @@ def test_terminals_of_100_columns_show_whole_names(run_cli, monkeypatch):
     assert header.count("GiB") == 7
     assert len(row.split()) == 8
     assert len(row) <= 100
+
+
+@pytest.mark.parametrize("rich", [True, False])
+@pytest.mark.parametrize("width", [60, 40])
+def test_narrow_terminals_show_every_digit(run_cli, monkeypatch, width, rich):
+    arguments = ["memory", "--model=llama-70b", "--optimizer=paged_adamw32bit",
+                 "--device-memory=24GiB"]  # fmt: skip
+    _, out, _ = run_cli(*arguments)
+    (wide,) = table_rows(out).values()
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    if not rich:
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    _, out, _ = run_cli(*arguments)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
+    parts = [line.split()[1:] for line in lines if line.split()[:1] == ["paged_adamw32bit"]]
+    assert sum(parts, []) == wide
+    assert len(parts) > 1
+    assert max(map(len, lines[2:])) <= width
 
 
 # ------------------------------------------------------------------------------- what is given

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -140,6 +141,77 @@ def test_ctrl_c_writes_what_has_been_measured(train, monkeypatch):
     assert [row["steps"] for row in record["optimizers"]] == [3, 3]
     assert (folder / "comparison.png").read_bytes().startswith(PNG)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def curves(folder):
+    """All that was measured, but for time."""
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    return {
+        row["name"]: {key: x for key, x in row["curves"].items() if key != "step_ms"}
+        for row in record["optimizers"]
+    }
+
+
+def stopped_at(step, monkeypatch):
+    """Ctrl-C in that step, once."""
+    advance = Run.advance
+
+    def interrupted(run, batch):
+        advance(run, batch)
+        if run.steps == step:
+            monkeypatch.undo()
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Run, "advance", interrupted)
+
+
+RESUMED = ["--steps", "8", "--optimizers", "lion8bit,paged_lamb8bit"]
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch):
+    assert train(*RESUMED)[0] == 0
+    folder = tmp_path / "runs" / "text"
+    whole = curves(folder)
+    assert sorted(os.listdir(folder)) == ["comparison.png", "results.json"]
+    shutil.rmtree(folder)
+    stopped_at(3, monkeypatch)
+    status, out, _, _ = train(*RESUMED)
+    assert status == 130 and "--resume" in out
+    assert sorted(os.listdir(folder)) == ["checkpoint.npz", "comparison.png", "results.json"]
+    status, out, _, _ = train(*RESUMED, "--resume")
+    assert status == 0
+    assert sorted(os.listdir(folder)) == ["comparison.png", "results.json"]
+    for name, curve in curves(folder).items():
+        # It was measured where it was stopped, too.
+        held_out = dict(zip(curve["held_out_steps"], curve["held_out"], strict=True))
+        expected = dict(zip(whole[name]["held_out_steps"], whole[name]["held_out"], strict=True))
+        assert curve["train_loss"] == whole[name]["train_loss"]
+        assert {step: held_out[step] for step in expected} == expected
+
+
+def test_a_run_does_not_overwrite_another(train, monkeypatch):
+    status, _, _, folder = train("--steps", "1", "--optimizers", "lion8bit", "--quiet")
+    before = (folder / "results.json").read_bytes()
+    status, _, err, _ = train("--steps", "1", "--optimizers", "lion8bit", "--quiet")
+    assert status == 2 and "--output DIR" in err and "--resume" not in err
+    assert (folder / "results.json").read_bytes() == before
+    status, _, err, _ = train("--steps", "1", "--optimizers", "lion8bit", "--resume")
+    assert status == 2 and "no run to go on with" in err
+
+
+def test_a_run_goes_on_with_its_own_settings_only(train, tmp_path):
+    folder = tmp_path / "runs" / "text"
+    folder.mkdir(parents=True)
+    given = {"steps": 9, "optimizers": "lion8bit"}
+    about = json.dumps({"settings": read_settings(given).as_json(), "curves": {}})
+    np.savez(folder / "checkpoint.npz", about=np.asarray(about))
+    status, _, err, _ = train("--steps", "9", "--optimizers", "lion8bit")
+    assert status == 2 and "`--resume`" in err
+    status, _, err, _ = train("--steps", "8", "--optimizers", "lion8bit", "--resume")
+    assert status == 2 and "another `steps`: 9, and now it is 8" in err
+    (folder / "checkpoint.npz").write_bytes(b"PK")
+    status, _, err, _ = train("--steps", "9", "--optimizers", "lion8bit", "--resume")
+    assert status == 2 and "is damaged" in err
 
 
 def test_ctrl_c_before_the_first_step_says_so(train, monkeypatch):

@@ -55,8 +55,9 @@ def from_bitsandbytes(
     `tx` keeps them.
 
     Args:
-      checkpoint: A file, `.pt` (read without PyTorch; nothing in it is executed) or `.safetensors`; or
-        what `optimizer.state_dict()` returned, with tensors of PyTorch or NumPy's arrays.
+      checkpoint: A file, `.pt` (read without PyTorch; nothing in it is executed) or
+        `.safetensors`; or what `optimizer.state_dict()` returned, with tensors of PyTorch or
+        NumPy's arrays.
       params: Parameters, or their `jax.ShapeDtypeStruct`.
       tx: The transformation that is to go on: an `adamw8bit`, or a chain with one in it.
       names: Which parameter is which: paths such as `"encoder/kernel"` in the order in which
@@ -197,13 +198,11 @@ def _source(like, entries, adapt, block_size, allow_missing):
             "bitsandbytes ignores `amsgrad` and has no maximum to import. Build `tx` without it."
         )
     target = layout_in(like)
-    forms = stored_leaves(like)
-    steps, history = {}, {}
+    steps, history, fresh = {}, {}, {}
     slots: dict[str, dict[str, Stored]] = {name: {} for name in names}
-    fresh = []
-    for path, form in forms.items():
+    for path, form in stored_leaves(like).items():
         if path not in entries:
-            fresh.append((path, form))
+            fresh[path] = Stored(np.zeros(form[0].shape, np.float32))
             continue
         number, entry = entries.pop(path)
         where = f"state.{number} ({path})"
@@ -213,27 +212,12 @@ def _source(like, entries, adapt, block_size, allow_missing):
             history[path] = entry.gnorm_history
         for name, moment in entry.moments.items():
             stored = _stored(moment, path, adapt, form[0], target)
-            if stored.x.shape != form[0].shape:
-                raise ValueError(
-                    f"`{where}.{MOMENTS[name]}` has shape {stored.x.shape}, but the parameter has "
-                    f"{form[0].shape}. Give it the right one in `names`; if it is another order of "
-                    "axes, say so: `adapt=lambda path, x: x.T if path.endswith('kernel') else x`."
-                )
+            _check_shape(f"{where}.{MOMENTS[name]}", stored.x.shape, form[0].shape)
             slots[name][path] = stored
     if fresh and not (allow_missing and steps):
         raise ValueError(
-            f"The checkpoint has no state for parameter {fresh[0][0]!r}. If it never had a "
+            f"The checkpoint has no state for parameter {next(iter(fresh))!r}. If it never had a "
             "gradient, pass `allow_missing=True`, and its state starts at zero."
-        )
-    for path, form in fresh:
-        for name in names:
-            slots[name][path] = Stored(np.zeros(form[0].shape, np.float32))
-    if len(set(steps.values())) > 1:
-        (a, first), *_ = sorted(steps.items(), key=lambda x: x[1])
-        b, last = max(steps.items(), key=lambda x: x[1])
-        raise ValueError(
-            f"Parameter {a!r} has made {first} steps and {b!r} {last}; a state here has one count "
-            'for all. Divide them with `optax.partition`, or set every "step" in the state dict.'
         )
     if history and like.gnorm_history is None:
         warnings.warn(
@@ -241,7 +225,30 @@ def _source(like, entries, adapt, block_size, allow_missing):
             "they are left behind. Build `tx` with `percentile_clipping` to go on with it.",
             skip_file_prefixes=_NOT_THE_CALLER,
         )
-    return Source(next(iter(steps.values()), 0), slots, history or None)
+    slots = {name: {**leaves, **fresh} for name, leaves in slots.items()}
+    return Source(_common_step(steps), slots, history or None)
+
+
+def _check_shape(where, shape, needed):
+    """Raises `ValueError` unless a moment has the shape of its parameter."""
+    if shape != needed:
+        raise ValueError(
+            f"`{where}` has shape {shape}, but the parameter has {needed}. Give it the right one "
+            "in `names`; if it is another order of axes, say so: `adapt=lambda path, x: x.T if "
+            "path.endswith('kernel') else x`."
+        )
+
+
+def _common_step(steps):
+    """The step that all parameters have made."""
+    if len(set(steps.values())) > 1:
+        a, first = min(steps.items(), key=lambda x: x[1])
+        b, last = max(steps.items(), key=lambda x: x[1])
+        raise ValueError(
+            f"Parameter {a!r} has made {first} steps and {b!r} {last}; a state here has one count "
+            'for all. Divide them with `optax.partition`, or set every "step" in the state dict.'
+        )
+    return next(iter(steps.values()), 0)
 
 
 def _stored(moment, path, adapt, form, target):
