@@ -1,6 +1,6 @@
 """What holds for all inputs of a kind, where brute force can say what is right.
 
-Examples are the same in every run (`derandomize`) and few, as each may compile something.
+Examples are the same in every run and few, as each may compile something; `./dev fuzz` tries others.
 """
 
 import itertools
@@ -15,11 +15,10 @@ from optax_lamblion._mesh.splits import split_for
 from optax_lamblion._paging import pages
 from pallas_kernels.arithmetic.pieces import GRAIN
 from pallas_kernels.arithmetic.shards import Place, keeps_blocks
-from tests import oracles
+from tests import fuzzing, oracles
 from tests.kernels.codec_judge import check_layout, check_nearest, quantize
 
-few = hypothesis.settings(derandomize=True, max_examples=25, deadline=None, database=None)
-many = hypothesis.settings(few, max_examples=300)
+few, many = fuzzing.settings(25), fuzzing.settings(300)
 
 # Few shapes, as each is compiled; with short last blocks, and one element too many or too few.
 SHAPES = st.sampled_from([(1,), (31,), (257,), (3, 96), (2, 256), (7, 300), (1023,), (4097,)])

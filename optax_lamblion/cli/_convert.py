@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import pathlib
-from typing import Any
 
 import jax
 import numpy as np
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     except BrokenPipeError:
         raise
     # Errors of the library say what to do; here they are answers to what was typed.
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, ImportError, MemoryError, RecursionError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -96,7 +95,7 @@ def _run(args):
         files.write(args.target, checkpoint)
     else:
         state, call = _imported(args, checkpoint, names)
-        _save(args.target, state)
+        _orbax().save_state(args.target, state)
         if not args.json:
             print(f"The state is that of {call}. It goes on with")
             print("    convert_state(checkpointer.restore(path), params, tx)")
@@ -135,7 +134,9 @@ def _show(args, checkpoint, names):
     if args.json:
         print_json({"file": str(args.source), "parameters": rows, "groups": groups})
         return
-    table = Table(printable(str(args.source)), ["parameter", "shape", "moments", "bits", "scales", "step"])
+    table = Table(
+        printable(str(args.source)), ["parameter", "shape", "moments", "bits", "scales", "step"]
+    )
     for row in rows:
         shape = row["shape"]
         table.add(
@@ -217,43 +218,16 @@ def _export(args, to_file):
             ".safetensors, and `--names FILE` with the parameters in the order over there."
         )
     names = _names.read(args.names) or []
-    state = _lion_state(_restore(args.source))
+    state = _orbax().restore_lion(args.source)
     checkpoint = optax_lamblion.to_bitsandbytes(
         state, names=names, adapt=_transposer(args.transpose)
     )
     files.write(args.target, checkpoint)
     _show(args, checkpoint, names)
     if not args.json:
-        print(f"Wrote {printable(str(args.target))}. Set `lr`, `betas` and `weight_decay` when it is loaded.")
+        print(f"Wrote {printable(str(args.target))}.")
+        print("Set `lr`, `betas` and `weight_decay` when it is loaded.")
     return 0
-
-
-def _lion_state(tree):
-    """The state of Lion in what Orbax restored without a target."""
-    found = []
-
-    def look(node):
-        if isinstance(node, dict) and {"count", "mu"} <= node.keys():
-            if node.get("nu") is None:
-                found.append(node)
-            return
-        children = node.values() if isinstance(node, dict) else node
-        for child in children if isinstance(node, dict | list | tuple) else ():
-            look(child)
-
-    look(tree)
-    if len(found) != 1:
-        raise CommandError(f"the checkpoint has {len(found)} states of Lion; there must be one.")
-    names = optax_lamblion.LionState._fields
-    return optax_lamblion.LionState(**{name: found[0].get(name) for name in names})
-
-
-def _save(path, state):
-    _orbax().save_state(path, state)
-
-
-def _restore(path):
-    return _orbax().restore_state(path)
 
 
 def _orbax():

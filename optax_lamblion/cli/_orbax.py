@@ -1,4 +1,4 @@
-"""Orbax checkpoints of a state, written and read whole."""
+"""Orbax checkpoints of a state: written whole, or not at all; and read, whatever they are."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import warnings
 import jax
 import orbax.checkpoint
 
+from optax_lamblion import LionState
 from optax_lamblion.cli._errors import CommandError
 
 _SMALL, _MOST_COMPRESSED = 2**28, 100
@@ -40,7 +41,26 @@ def save_state(path: pathlib.Path, state) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def restore_state(path: pathlib.Path):
+def restore_lion(path: pathlib.Path) -> LionState:
+    """The state of Lion in a checkpoint, which must have one."""
+    found = []
+
+    def look(node):
+        if isinstance(node, dict) and {"count", "mu"} <= node.keys():
+            if node.get("nu") is None:
+                found.append(node)
+            return
+        children = node.values() if isinstance(node, dict) else node
+        for child in children if isinstance(node, dict | list | tuple) else ():
+            look(child)
+
+    look(_restore(path))
+    if len(found) != 1:
+        raise CommandError(f"the checkpoint has {len(found)} states of Lion; there must be one.")
+    return LionState(**{name: found[0].get(name) for name in LionState._fields})
+
+
+def _restore(path):
     """A checkpoint as dicts, lists and arrays."""
     try:
         with _quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:

@@ -24,9 +24,7 @@ def save(folder: Path, settings: Any, runs: Sequence[Run]) -> None:
     """Writes the runs, and the settings (JSON) that they are of."""
     curves = {run.name: {name: getattr(run, name) for name in _CURVES} for run in runs}
     about = json.dumps({"settings": settings, "curves": curves})
-    arrays = {
-        f"{run.name}/{i}": np.asarray(x) for run in runs for i, x in enumerate(_leaves(run))
-    }
+    arrays = {f"{run.name}/{i}": np.asarray(x) for run in runs for i, x in enumerate(_leaves(run))}
     temporary = folder / f".{NAME}"
     try:
         with temporary.open("wb") as file:
@@ -51,7 +49,9 @@ def restore(folder: Path, runs: Sequence[Run]) -> None:
                 setattr(run, name, curves[run.name][name])
             leaves = _leaves(run)
             saved = [content[f"{run.name}/{i}"] for i in range(len(leaves))]
-            placed = [jax.device_put(x, like.sharding) for x, like in zip(saved, leaves, strict=True)]
+            placed = [
+                jax.device_put(x, like.sharding) for x, like in zip(saved, leaves, strict=True)
+            ]
             tree = jax.tree.structure((run.params, run.state))
             run.params, run.state = tree.unflatten(placed)
 

@@ -56,11 +56,9 @@ def comparison_figure(task: Task, runs: Sequence[Run]) -> Figure:
 
 def _draw_curves(axes: Axes, task: Task, runs: Sequence[Run]) -> None:
     for run in runs:
-        look = _look(run.name)
         train = _smoothed(run.train_losses)
-        axes.plot(
-            np.arange(train.size), train, color=look.color, linewidth=0.8, alpha=0.55, zorder=1
-        )
+        color = _look(run.name).color
+        axes.plot(np.arange(train.size), train, color=color, linewidth=0.8, alpha=0.55, zorder=1)
     for run in runs:
         look = _look(run.name)
         losses = [values["loss"] for values in run.held_out]
@@ -73,10 +71,24 @@ def _draw_curves(axes: Axes, task: Task, runs: Sequence[Run]) -> None:
             label=f"{run.name}  {losses[-1]:.3f}",
             zorder=2 + (look.width < 3),
         )
+    axes.plot([], [], color=_FAINT, linewidth=0.8, label="training loss, smoothed")
+    axes.set_xlim(0, max(run.steps for run in runs))
     baseline = task.baseline["loss"]
+    _scale_losses(axes, runs, baseline)
+    _draw_baseline(axes, task.baseline_name, baseline)
+    axes.set_xlabel("step", color=_INK)
+    axes.set_ylabel("loss (nats)", color=_INK)
+    axes.set_title("Loss on held-out data", loc="left", color=_INK, fontsize=11)
+    axes.grid(axis="y", color="#e6e6e6")
+    axes.set_axisbelow(True)
+    _draw_legend(axes, _height(axes, baseline) - 0.01)  # where losses no longer are
+    _strip(axes, "top", "right")
+
+
+def _draw_baseline(axes: Axes, name: str, baseline: float) -> None:
     axes.axhline(baseline, color=_FAINT, linewidth=1, linestyle=":")
     axes.annotate(
-        f"{task.baseline_name} alone: {baseline:.2f}",
+        f"{name} alone: {baseline:.2f}",
         (0.995, baseline),
         xycoords=("axes fraction", "data"),
         xytext=(0, 4),
@@ -86,18 +98,13 @@ def _draw_curves(axes: Axes, task: Task, runs: Sequence[Run]) -> None:
         fontsize=9,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
     )
-    axes.plot([], [], color=_FAINT, linewidth=0.8, label="training loss, smoothed")
-    axes.set_xlim(0, max(run.steps for run in runs))
-    _scale_losses(axes, runs, baseline)
-    axes.set_xlabel("step", color=_INK)
-    axes.set_ylabel("loss (nats)", color=_INK)
-    axes.set_title("Loss on held-out data", loc="left", color=_INK, fontsize=11)
-    axes.grid(axis="y", color="#e6e6e6")
-    axes.set_axisbelow(True)
+
+
+def _draw_legend(axes: Axes, top: float) -> None:
     legend = axes.legend(
         title="held-out loss at the end",
         loc="upper right",
-        bbox_to_anchor=(1, _height(axes, baseline) - 0.01),  # where losses no longer are
+        bbox_to_anchor=(1, top),
         alignment="left",
         framealpha=0.9,
         edgecolor="none",
@@ -106,7 +113,6 @@ def _draw_curves(axes: Axes, task: Task, runs: Sequence[Run]) -> None:
         fontsize=9,
     )
     legend.get_title().set(color=_INK, fontsize=9)
-    _strip(axes, "top", "right")
 
 
 def _draw_bars(axes: Axes, runs: Sequence[Run]) -> None:

@@ -1,7 +1,7 @@
 """`optax-lamblion convert`: from a file of bitsandbytes to an Orbax checkpoint and back."""
 
-import importlib.util
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -180,9 +180,20 @@ def test_an_orbax_checkpoint_without_a_lion_is_refused(capsys, tmp_path, names):
     assert "0 states of Lion" in error(capsys, *words)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch"), reason="PyTorch is here")
-def test_files_of_pytorch_say_what_they_need(capsys):
-    assert "pip install 'optax-lamblion[torch]'" in error(capsys, loading.FOLDER / "lion8bit.pt")
+def test_a_file_of_pytorch_is_imported_without_it(monkeypatch, tmp_path, names):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it raises ImportError
+    for suffix in ("pt", "safetensors"):
+        source = str(loading.FOLDER / f"lion8bit.{suffix}")
+        assert main(["convert", source, str(tmp_path / suffix), "--names", str(names)]) == 0
+    one, other = restore(tmp_path / "pt"), restore(tmp_path / "safetensors")
+    assert jax.tree.all(jax.tree.map(loading.same_bits, one, other))
+
+
+def test_to_write_a_file_of_pytorch_takes_it(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    words = (loading.FOLDER / "lion8bit.safetensors", tmp_path / "x.pt")
+    assert "pip install torch" in error(capsys, *words)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_state_inside_of_a_checkpoint_is_exported(tmp_path, names):

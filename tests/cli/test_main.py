@@ -35,7 +35,6 @@ def test_train_without_the_extra_says_what_to_install():
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "pip install flax rich matplotlib scikit-learn" in done.stderr
-    
 
 
 def test_help_lists_the_commands(run_cli):

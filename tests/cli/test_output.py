@@ -40,3 +40,39 @@ def test_terminals_get_rich_tables_with_the_same_words(table, capsys, monkeypatc
 def test_json_has_null_where_a_number_is_not_finite():
     text = _output.to_json({"a": [float("nan"), 1.5], "b": (float("inf"),)})
     assert json.loads(text) == {"a": [None, 1.5], "b": [None]}
+
+
+def test_what_a_terminal_would_obey_is_escaped():
+    assert _output.printable("a\x1b[2J\x07\u202eb\n\ud800") == r"a\x1b[2J\x07\u202eb\n\ud800"
+    assert _output.printable("Grösse: 3 µm, 重み") == "Grösse: 3 µm, 重み"
+    assert len(_output.printable("x" * 10**6)) < 2100
+
+
+def test_wide_tables_are_printed_in_parts_and_words_are_wrapped():
+    table = _output.Table("Sizes", ["name", "first", "second", "why"], left=["why"])
+    table.add("a", "1,234,567", "-0.125", "one two three four five")
+    assert _output.plain_table(table, 30).splitlines() == [
+        "Sizes",
+        "",
+        "name      first  second  why",
+        "----  ---------  ------  -----",
+        "a     1,234,567  -0.125  one",
+        "                         two",
+        "                         three",
+        "                         four",
+        "                         five",
+    ]
+    assert _output.plain_table(table, 22).splitlines() == [
+        "Sizes",
+        "",
+        "name      first",
+        "----  ---------",
+        "a     1,234,567",
+        "",
+        "name  second  why",
+        "----  ------  --------",
+        "a     -0.125  one two",
+        "              three",
+        "              four",
+        "              five",
+    ]

@@ -82,7 +82,9 @@ def _headed(rng):
     entry = header[name]
     what = rng.choice(["dtype", "shape", "data_offsets", "name", "twice", "gone"])
     if what == "dtype":
-        entry["dtype"] = rng.choice(["F64", "F16", "BF16", "F8_E5M2", "I64", "BOOL", "U8", "I8", "I32", "U32", "X1", 3])
+        entry["dtype"] = rng.choice(
+            ["F64", "F16", "BF16", "F8_E5M2", "I64", "BOOL", "U8", "I8", "I32", "U32", "X1", 3]
+        )
     elif what in ("shape", "data_offsets"):
         entry[what] = rng.choice(
             [[], [0], [-1], [2**62, 2**62], [2**63, 0], [1] * 70, None, "a", [0, 2**40], [5, 3]]
@@ -151,9 +153,9 @@ def _typed(rng):
 
 
 def folder_case(seed, orbax):
-    """The case of a seed where an Orbax checkpoint of a Lion is damaged, of which these are the files.
+    """The case of a seed where an Orbax checkpoint of a Lion is damaged.
 
-    They come by their path; a parameter is called "w" and the other one "b".
+    Its files come by their path. It has the parameters "w" and "b".
     """
     rng = random.Random(seed)
     files = {f"state/{name}": content for name, content in orbax.items()}
@@ -162,9 +164,9 @@ def folder_case(seed, orbax):
             del files[name]
         else:
             files[name] = _damaged(rng, files[name])
-    files["names"] = "\n".join(["w", "b"] if rng.random() < 0.8 else rng.choices(NAMES, k=2)).encode(
-        "utf-8", "surrogatepass"
-    )
+    files["names"] = "\n".join(
+        ["w", "b"] if rng.random() < 0.8 else rng.choices(NAMES, k=2)
+    ).encode("utf-8", "surrogatepass")
     return Case("folder", files, ["state", "out.safetensors", "--names", "names"])
 
 
@@ -273,7 +275,13 @@ def _nested(depth, width):
 def _overlong(rng):
     """A tensor that says it has more numbers than there are."""
     shape, strides = rng.choice(
-        [((10**12,), (0,)), ((2**40, 2**40), (1, 1)), ((3,), (2**62,)), ((-1,), (1,)), ((4,), (-1,))]
+        [
+            ((10**12,), (0,)),
+            ((2**40, 2**40), (1, 1)),
+            ((3,), (2**62,)),
+            ((-1,), (1,)),
+            ((4,), (-1,)),
+        ]
     )
     return Tensor(np.ones(4, np.float32), shape, strides, rng.choice([0, 0, 3, 2**70, -1]))
 
@@ -331,7 +339,13 @@ class _Pickler(pickle._Pickler):  # in Python, which can write names that are no
             for x in ("storage", Global("torch", kind), key, "cpu", obj.numbers.size):
                 self.save(x)
             self.write(pickle.TUPLE + pickle.BINPERSID)
-            for x in (obj.offset, obj.shape, obj.strides, False, Call("collections", "OrderedDict", ())):
+            for x in (
+                obj.offset,
+                obj.shape,
+                obj.strides,
+                False,
+                Call("collections", "OrderedDict", ()),
+            ):
                 self.save(x)
             self.write(pickle.TUPLE + pickle.REDUCE)
         else:
@@ -357,7 +371,10 @@ def pt(tree, protocol=2):
 def archive(pickled, parts):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        for name, content in {"data.pkl": pickled, **{f"data/{k}": x for k, x in parts.items()}}.items():
+        for name, content in {
+            "data.pkl": pickled,
+            **{f"data/{k}": x for k, x in parts.items()},
+        }.items():
             archive.writestr(zipfile.ZipInfo(f"x/{name}"), content)
     return file.getvalue()
 

@@ -19,6 +19,7 @@ import pytest
 
 from optax_lamblion import from_bitsandbytes, lion8bit
 from optax_lamblion._checkpoints.bitsandbytes import files, pickled
+from optax_lamblion._checkpoints.bitsandbytes.arrays import QUANT_STATE
 from tests.hostile import corpus, running
 from tests.interop import loading
 
@@ -70,7 +71,9 @@ def test_settings_that_are_nested_deeply(tmp_path, depth):
     said(tmp_path, {"x.safetensors": content}, "x.safetensors")
 
 
-@pytest.mark.parametrize("step", [float("inf"), float("nan"), 10**400, -7, 0.5, 2**31, "5", None, [5]])
+@pytest.mark.parametrize(
+    "step", [float("inf"), float("nan"), 10**400, -7, 0.5, 2**31, "5", None, [5]]
+)
 @pytest.mark.parametrize("nested", [False, True])
 def test_steps_that_are_none(tmp_path, step, nested):
     entry = tree()["state"][0] | {"step": [step] if nested else step}
@@ -87,7 +90,7 @@ WRONG = {
         dict(state={0: {"step": 1, "state1": np.ones(3, "u1"), "absmax1": 3}}), "must be a tensor",
     ),
     "a list for what is nested": (
-        dict(state={0: {"step": 1, "__bnb_optimizer_quant_state__": [1]}}), "must be a dict, got list",
+        dict(state={0: {"step": 1, QUANT_STATE: [1]}}), "must be a dict, got list",
     ),
     "a dict of groups": (dict(param_groups={"lr": 1}), "must be a list of dicts"),
     "parameters that are a number": (dict(param_groups=[{"params": 3}]), "which `params`"),

@@ -16,3 +16,5 @@ sys.modules.setdefault("optax_lamblion", _package)
 
 arrays = importlib.import_module("optax_lamblion._checkpoints.bitsandbytes.arrays")
 files = importlib.import_module("optax_lamblion._checkpoints.bitsandbytes.files")
+tensors = importlib.import_module("optax_lamblion._checkpoints.bitsandbytes.tensors")
+torch_files = importlib.import_module("optax_lamblion._checkpoints.bitsandbytes.torch_files")

@@ -159,7 +159,9 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
 def test_a_file_without_checksums_says_how_it_came_to_be_so(tmp_path):
     torch.serialization.set_crc32_options(False)
     try:
-        path = saved({"state": {0: {"state1": torch.ones(9)}}, "param_groups": []}, tmp_path / "x.pt")
+        path = saved(
+            {"state": {0: {"state1": torch.ones(9)}}, "param_groups": []}, tmp_path / "x.pt"
+        )
     finally:
         torch.serialization.set_crc32_options(True)
     with pytest.raises(ValueError, match=r"set_crc32_options\(False\)"):

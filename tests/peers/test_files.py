@@ -1,6 +1,7 @@
 """Files of checkpoints: what was written is read, by this library and by PyTorch."""
 
 import os
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from tests.peers.library import CHECKPOINTS, arrays, files
+from tests.peers.library import CHECKPOINTS, arrays, files, tensors, torch_files
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 KINDS = (".pt", ".safetensors")
@@ -264,3 +265,78 @@ def test_what_safetensors_cannot_hold_is_named(tmp_path):
 def test_there_must_be_a_folder_to_write_into(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder '.*missing' to write 'x.pt' into"):
         files.write(tmp_path / "missing" / "x.pt", checkpoint({"state1": tensor()}))
+
+
+# What PyTorch itself reads
+
+
+def kinds():
+    """What a training checkpoint may have in it."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    steps = torch.optim.Adam(model.parameters())
+    with_attribute = torch.ones(3)
+    with_attribute.is_paged = True
+    return {
+        "model": model.state_dict(),  # an OrderedDict with attributes, and int64 without dimensions
+        "parameter": model[0].weight,
+        "optimizer": steps.state_dict(),
+        "schedule": torch.optim.lr_scheduler.MultiStepLR(steps, [3, 5, 5]).state_dict(),
+        "views": [whole, whole.t(), whole[1:, ::2], whole[2, 3], whole[:0], whole.view(2, 12)],
+        "kinds": [torch.ones(2, dtype=x) for x in (*DTYPES, torch.bool, torch.int64, torch.int8,
+                  torch.float64, torch.complex64)],
+        "others": [None, True, -1, 2**40, -(2**70), 1.5, "text", "\u00e9\u4e2d", (), (1, (2,)), [], {},
+                   torch.Size([2, 3]), b"bytes"],
+        "paged": with_attribute,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "pickle"])
+def test_everything_is_read_as_pytorch_reads_it(tmp_path, zipped, protocol):
+    torch.save(
+        kinds(),
+        tmp_path / "x.pt",
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=zipped,
+    )
+    ours, _ = torch_files.load(tmp_path / "x.pt")
+    # Weights only it reads protocol 2, as which it writes; and this file is ours.
+    theirs = torch.load(tmp_path / "x.pt", weights_only=protocol == 2)
+
+    def compare(a, b, path):
+        if isinstance(b, torch.Tensor):
+            array = arrays.as_array(a, order="logical")
+            expected = arrays.as_array(b.detach(), order="logical")
+            assert (array.dtype, array.shape) == (expected.dtype, expected.shape), path
+            assert array.tobytes() == expected.tobytes(), path
+            assert tensors.extent(a)[1] == b.stride() or not array.size, path
+        elif isinstance(b, dict):
+            assert list(a) == list(b), path
+            for key in b:
+                compare(a[key], b[key], (*path, key))
+        elif isinstance(b, list | tuple):
+            assert len(a) == len(b), path
+            for i in range(len(b)):
+                compare(a[i], b[i], (*path, i))
+        else:
+            assert (a, type(a)) == (b, type(b)), path
+
+    compare(ours, theirs, ())
+
+
+def test_a_file_of_the_other_byte_order_is_read(tmp_path):
+    written = checkpoint({"state1": tensor(), "state2": tensor(torch.bfloat16)})
+    torch.save(written, tmp_path / "little.pt")
+    with zipfile.ZipFile(tmp_path / "little.pt") as old, zipfile.ZipFile(
+        tmp_path / "big.pt", "w"
+    ) as new:
+        for part in old.infolist():
+            content = old.read(part)
+            if part.filename.endswith("byteorder"):
+                content = b"big"
+            if "/data/" in part.filename:
+                width = 4 if part.filename.endswith("/0") else 2
+                content = np.frombuffer(content, f"u{width}").byteswap().tobytes()
+            new.writestr(part.filename, content)
+    assert same(files.read(tmp_path / "big.pt"), files.read(tmp_path / "little.pt"))

@@ -9,15 +9,25 @@ element `i` belongs the slot's `i`-th number there, whatever its index is. Its C
 these optimizers have since 0.50, goes by the index. Where the strides of a slot are not those of a
 contiguous tensor, the two differ.
 
-This file and `files` are tested with PyTorch and without JAX, under Python 3.11: they
-import neither JAX nor other parts of the package, and have no syntax of later versions.
+This file and those that it and `files` import are tested with PyTorch and without JAX, under Python
+3.11: they import neither JAX nor other parts of the package, and have no syntax of later versions.
 """
 
 import importlib
-import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+
+from optax_lamblion._checkpoints.bitsandbytes.tensors import (
+    Tensor,
+    as_array,
+    extent,
+    is_array,
+    is_contiguous,
+    is_of_torch,
+    is_on_gpu,
+    is_tensor,
+)
 
 QUANT_STATE = "__bnb_optimizer_quant_state__"
 """Where bitsandbytes 0.49.2 and later keep all of a parameter's state but `step`."""
@@ -32,12 +42,6 @@ ORDERS = ("storage", "logical")
 
 MOST_ITEMS, DEEPEST = 1_000_000, 32
 """What a checkpoint may hold, counted as often as it is mentioned, and how deep it may be."""
-
-
-class Tensor(NamedTuple):
-    """A tensor of PyTorch that was read from a file, as an array with the strides that it had."""
-
-    array: np.ndarray
 
 
 def check_extent(tree):
@@ -144,7 +148,7 @@ def _check_kinds(state, groups):
                 f"`state.{number}.{QUANT_STATE}` must be a dict, got {type(nested).__name__}."
             )
         for slot, value in slots_of(slots).items():
-            if slot in _ARRAYS and not _is_array(value):
+            if slot in _ARRAYS and not is_array(value):
                 raise TypeError(
                     f"`state.{number}.{slot}` must be a tensor, got {type(value).__name__}."
                 )
@@ -161,7 +165,7 @@ def _slots(slots, name, order):
         where = f"{name}.{key}"
         if isinstance(value, dict):
             value = _slots(value, where, order)
-        elif _is_array(value):
+        elif is_array(value):
             value = as_array(value, where, order)
             if not value.ndim and key not in SLOTS:
                 value = value.item()
@@ -172,7 +176,7 @@ def _slots(slots, name, order):
 
 
 def _setting(value):
-    if _is_array(value):
+    if is_array(value):
         value = as_array(value)
         if value.size > MOST_ITEMS:
             raise ValueError(f"`param_groups` have a tensor of shape {value.shape} for a setting.")
@@ -191,13 +195,13 @@ def _order(state, saved_on):
         slots = slots_of(entry)
         for slot, peaks in zip(SLOTS, ((0, 255), (255,)), strict=True):
             tensor: Any = slots.get(slot)
-            if not _is_tensor(tensor) or _is_contiguous(tensor):
+            if not is_tensor(tensor) or is_contiguous(tensor):
                 continue
             name, absmax = f"state.{number}.{slot}", slots.get(f"absmax{slot[-1]}")
-            shape, strides = _extent(tensor)
+            shape, strides = extent(tensor)
             loose.append(f"`{name}` has shape {shape}, strides {strides}")
             # Slots that are not nested are from 0.49.1 or older.
-            from_gpu = from_gpu or slot in entry or _is_on_gpu(tensor)
+            from_gpu = from_gpu or slot in entry or is_on_gpu(tensor)
             if absmax is not None:
                 scales = as_array(absmax, name, "logical").size
                 for order in ORDERS:
@@ -223,98 +227,6 @@ def _peaked(codes, scales, peaks):
     return int(np.count_nonzero(np.logical_or.reduceat(is_peak, starts)))
 
 
-def _is_tensor(x):
-    return isinstance(x, Tensor) or _is_of_torch(x)
-
-
-def _is_of_torch(x):
-    torch = sys.modules.get("torch")  # without it, there are no tensors in memory
-    return torch is not None and isinstance(x, torch.Tensor)
-
-
-def _extent(tensor):
-    """The shape of a tensor, and its strides in elements."""
-    if _is_of_torch(tensor):
-        return tuple(tensor.shape), tuple(tensor.stride())
-    array = tensor.array
-    return array.shape, tuple(stride // array.itemsize for stride in array.strides)
-
-
-def _is_contiguous(tensor):
-    if _is_of_torch(tensor):
-        return tensor.is_contiguous()
-    return tensor.array.flags.c_contiguous
-
-
-def _is_on_gpu(tensor):
-    return _is_of_torch(tensor) and tensor.device.type != "cpu"
-
-
-def _is_array(x):
-    return _is_tensor(x) or (hasattr(x, "__array__") and not isinstance(x, np.generic))
-
-
-def as_array(tensor, name="tensor", order="storage"):
-    """A tensor as a NumPy array, copied only where it must be; other arrays as they are.
-
-    `"storage"` takes the numbers as they lie in memory and gives them the tensor's shape. It needs
-    a tensor that fills its piece of memory and has every place there once.
-    """
-    if not _is_tensor(tensor):
-        return np.asarray(tensor)
-    if _is_of_torch(tensor):
-        _check_ordinary(tensor, name)
-    shape, strides = _extent(tensor)
-    if order == "logical" or _is_contiguous(tensor):
-        return _numpy(tensor, name)
-    if not _is_dense(shape, strides):
-        raise ValueError(
-            f"`{name}` has shape {shape} and strides {strides}, which leave gaps in memory or "
-            "overlap, so its numbers have no order there. If they are right by their index, pass "
-            "`order='logical'`."
-        )
-    array = _numpy(tensor, name)
-    in_memory = np.lib.stride_tricks.as_strided(array, (array.size,), (array.itemsize,))
-    return in_memory.reshape(shape)
-
-
-def _check_ordinary(tensor, name):
-    """Raises `ValueError` for a tensor of PyTorch that is in several pieces, or in none."""
-    if hasattr(tensor, "full_tensor"):
-        raise ValueError(f"`{name}` is divided over devices. Gather it with `full_tensor()` first.")
-    strided = sys.modules["torch"].strided
-    if tensor.layout != strided or tensor.is_quantized or tensor.device.type == "meta":
-        raise ValueError(
-            f"`{name}` is not an ordinary tensor ({tensor.layout}, {tensor.dtype}, on "
-            f"{tensor.device}), and states of bitsandbytes are."
-        )
-
-
-def _numpy(tensor, name):
-    """The array of a tensor, with its strides if it is dense."""
-    if isinstance(tensor, Tensor):
-        return tensor.array
-    torch, tensor = sys.modules["torch"], tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(importlib.import_module("ml_dtypes").bfloat16)
-    try:
-        return tensor.numpy()
-    except TypeError as error:
-        raise ValueError(
-            f"`{name}` has dtype {tensor.dtype}, which NumPy does not have."
-        ) from error
-
-
-def _is_dense(shape, strides):
-    expected = 1
-    for stride, size in sorted(zip(strides, shape, strict=True)):
-        if size > 1:
-            if stride != expected:
-                return False
-            expected *= size
-    return True
-
-
 def as_tensors(checkpoint):
     """The other way: with tensors on the CPU, for `torch.save` and `optimizer.load_state_dict`."""
     torch = importlib.import_module("torch")
@@ -322,7 +234,7 @@ def as_tensors(checkpoint):
     def convert(value):
         if isinstance(value, dict):
             return {key: convert(item) for key, item in value.items()}
-        if _is_of_torch(value) or not _is_array(value):
+        if is_of_torch(value) or not is_array(value):
             return value
         array = np.asarray(value, dtype=value.dtype.newbyteorder("="), order="C")
         if not array.flags.writeable:  # PyTorch has no tensors that cannot be written

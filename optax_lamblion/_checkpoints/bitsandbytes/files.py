@@ -1,6 +1,7 @@
 """Files of bitsandbytes' optimizers: from a file to nested dicts of NumPy arrays, and back.
 
-PyTorch writes `.pt`, and is not needed to read it (`torch_files`). A `.safetensors` file holds the same in this way:
+PyTorch writes `.pt`, and is not needed to read it (`torch_files`). A `.safetensors` file holds the
+same in this way:
 
 - All numbers and arrays of `state` are tensors, named by their path with dots: `state.0.step`,
   `state.0.state1`, or `state.0.__bnb_optimizer_quant_state__.state1` where they are nested. Numbers

@@ -161,9 +161,7 @@ class Machine:
         pass
 
 
-_CODES = {
-    x.code.encode("latin1"): (x.name, x.arg and x.arg.reader) for x in pickletools.opcodes
-}
+_CODES = {x.code.encode("latin1"): (x.name, x.arg and x.arg.reader) for x in pickletools.opcodes}
 _VALUES = frozenset(
     "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT UNICODE BINUNICODE "
     "SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES "

@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from optax_lamblion._checkpoints.bitsandbytes.arrays import Tensor
 from optax_lamblion._checkpoints.bitsandbytes.pickled import Machine, Refused
+from optax_lamblion._checkpoints.bitsandbytes.tensors import Tensor
 
 ZIP = b"PK\x03\x04"
 """How an archive begins."""
