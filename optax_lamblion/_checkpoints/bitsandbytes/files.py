@@ -34,6 +34,7 @@ from optax_lamblion._checkpoints.bitsandbytes.pickled import Refused
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 _LONGEST_SETTINGS = 2**23  # bytes of JSON
+_MOST_TENSORS = 200_000  # read in five seconds
 
 
 def read(path, *, key=None, order=None):
@@ -214,11 +215,16 @@ def _load_safetensors(path, key):
                           if middle and not end]  # fmt: skip
                 raise _no_optimizer(path, key, places)
             state = {}
-            for name in file.keys():
-                if name.startswith(f"{prefix}state."):
-                    if file.get_slice(name).get_dtype() == "BF16":
-                        importlib.import_module("ml_dtypes")  # from which NumPy learns of it
-                    _place(state, name[len(f"{prefix}state.") :], file.get_tensor(name))
+            names = [name for name in file.keys() if name.startswith(f"{prefix}state.")]
+            if len(names) > _MOST_TENSORS:
+                raise ValueError(
+                    f"'{path}' has {len(names):,} tensors of an optimizer; up to "
+                    f"{_MOST_TENSORS:,} are read."
+                )
+            for name in names:
+                if file.get_slice(name).get_dtype() == "BF16":
+                    importlib.import_module("ml_dtypes")  # from which NumPy learns of it
+                _place(state, name[len(f"{prefix}state.") :], file.get_tensor(name))
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
     groups = _groups(groups, path)
