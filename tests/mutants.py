@@ -294,6 +294,48 @@ MUTANTS = [
         "",
         "tests/meshes/test_one_mesh.py -k stages",
     ),
+    Mutant(
+        "flipped bits of a .pt file are read",
+        f"{OURS}/_checkpoints/bitsandbytes/torch_files.py",
+        "if zlib.crc32(found) != part.CRC:",
+        "if not zlib.crc32(found) and part.CRC is None:",
+        "tests/hostile/test_hostile.py -k flipped",
+    ),
+    Mutant(
+        "names of a file are obeyed by the terminal",
+        f"{OURS}/cli/_output.py",
+        "c if c.isprintable() else",
+        "c if c.isprintable() or c < ' ' else",
+        "tests/hostile/test_hostile.py -k escaped",
+    ),
+    Mutant(
+        "a folder that was begun is left behind",
+        f"{OURS}/cli/_orbax.py",
+        "        shutil.rmtree(beside, ignore_errors=True)",
+        "        pass",
+        "tests/hostile/test_hostile.py -k leaves_nothing",
+    ),
+    Mutant(
+        "a leaf of another shape is not begun anew",
+        f"{OURS}/_checkpoints/saved.py",
+        "if any(y is None or tuple(y.shape) != tuple(x.shape) for y in saved):",
+        "if any(y is None for y in saved):",
+        "tests/checkpoints/test_fresh_parameters.py -k goes_on_and_the_rest",
+    ),
+    Mutant(
+        "a run that goes on starts its data anew",
+        f"{OURS}/demo/compare.py",
+        "for step in range(runs[0].steps, steps):",
+        "for step in range(0, steps - runs[0].steps):",
+        "tests/cli/test_train.py -k goes_on_as_if -m slow",
+    ),
+    Mutant(
+        "JAX is counted with all of a GPU",
+        f"{OURS}/cli/_footprint.py",
+        "return math.floor(self.fraction * self.size)",
+        "return self.size",
+        "tests/cli/test_memory.py -k 'does_not_take_all' -m slow",
+    ),
 ]
 
 

@@ -1,6 +1,6 @@
 """What holds for all inputs of a kind, where brute force can say what is right.
 
-Examples are the same in every run and few, as each may compile something; `./dev fuzz` tries others.
+Examples are the same in every run and few, as each may compile something; `./dev fuzz` has others.
 """
 
 import itertools

@@ -178,7 +178,7 @@ class Saved:
         return layout_of(entries) if entries else None
 
     def _stored(self, prefix, name, leaf, layout):
-        x = self._pop(_join(prefix, name, leaf))
+        x = self._pop(_join(prefix, name, leaf), f" {_BEGIN_ANEW}")
         if layout is None:
             if x.dtype == jnp.uint8:
                 raise ValueError(
@@ -215,17 +215,21 @@ class Saved:
     def _is_state(self, path):
         return _join(path, "count") in self._left
 
-    def _pop(self, name):
+    def _pop(self, name, remedy=""):
         name = _unboxed(name)
         if name not in self._left:
             raise ValueError(
                 f"State leaf {name!r} is missing from what was saved, which has "
                 f"{first_names(list(self._left)) or 'no arrays'}. It was saved by another "
-                "optimizer, for other parameters, or not whole."
+                f"optimizer, for other parameters, or not whole.{remedy}"
             )
         return self._left.pop(name)
 
 
+_BEGIN_ANEW = (
+    "A new head or a longer vocabulary begins at zero with `convert_state(state, params, tx, "
+    'missing="fresh")`.'
+)
 _INJECTED = re.compile(r"(?:^|/)(hyperparams/)[^/]+$")
 _MOMENTUM = re.compile(r"(?:^|/)mu(?=/|$)")
 

@@ -27,6 +27,8 @@ _SMALL, _MOST_COMPRESSED = 2**28, 100
 
 def save_state(path: pathlib.Path, state) -> None:
     """Writes a state to a new folder, which is whole or not there."""
+    if not path.absolute().parent.is_dir():
+        raise CommandError(f"there is no folder '{path.parent}' to write '{path.name}' into.")
     beside = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     try:
         with _quiet(), orbax.checkpoint.StandardCheckpointer() as checkpointer:

@@ -44,15 +44,10 @@ def text_task(
         return _metrics(float(held_out_loss(params, held_out)))
 
     def sample(params):
-        joined = generate(
-            graphdef,
-            params,
-            jnp.asarray(prompt_bytes, jnp.int32),
-            jax.random.key(seed),
-            seq_len=config.seq_len,
-            count=_SAMPLE_BYTES,
-        )
-        start, rest = np.split(np.asarray(joined, np.uint8), [prompt_bytes.size])
+        prompt, key = jnp.asarray(prompt_bytes, jnp.int32), jax.random.key(seed)
+        sizes = dict(seq_len=config.seq_len, count=_SAMPLE_BYTES)
+        joined = np.asarray(generate(graphdef, params, prompt, key, **sizes), np.uint8)
+        start, rest = np.split(joined, [prompt_bytes.size])
         return _decode(start), _decode(rest)
 
     return Task(

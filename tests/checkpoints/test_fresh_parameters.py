@@ -99,7 +99,10 @@ def test_first_steps_of_adam_are_longer_where_moments_began_late():
 
 def test_it_is_refused_unless_it_is_asked_for():
     tx = lion8bit()
-    check(lambda: convert_state(tx.init(OLD), NEW, tx), ValueError, ["'mu/head'", "missing"])
+    way = 'missing="fresh"'
+    check(lambda: convert_state(tx.init(OLD), NEW, tx), ValueError, ["'mu/head'", "missing", way])
+    longer = {**OLD, "words": NEW["words"]}
+    check(lambda: convert_state(tx.init(OLD), longer, tx), ValueError, ["mu['words']", "(24, 256)"])
     check(
         lambda: convert_state(tx.init(OLD), NEW, tx, missing="zeros"), ValueError,
         ["`missing`", '"refuse" or "fresh"', "'zeros'"],

@@ -259,6 +259,6 @@ def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path):
 
 
 def test_a_file_of_too_many_tensors_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_MOST_TENSORS", 3)
     content = corpus.safetensors(tree())
+    monkeypatch.setattr(files, "_MOST_TENSORS", 3)
     assert "up to 3 are read" in said(tmp_path, {"x.safetensors": content}, "x.safetensors")

@@ -285,8 +285,8 @@ def kinds():
         "views": [whole, whole.t(), whole[1:, ::2], whole[2, 3], whole[:0], whole.view(2, 12)],
         "kinds": [torch.ones(2, dtype=x) for x in (*DTYPES, torch.bool, torch.int64, torch.int8,
                   torch.float64, torch.complex64)],
-        "others": [None, True, -1, 2**40, -(2**70), 1.5, "text", "\u00e9\u4e2d", (), (1, (2,)), [], {},
-                   torch.Size([2, 3]), b"bytes"],
+        "others": [None, True, -1, 2**40, -(2**70), 1.5, "text", "\u00e9\u4e2d", (), (1, (2,)), [],
+                   {}, torch.Size([2, 3]), b"bytes"],
         "paged": with_attribute,
     }  # fmt: skip
 
@@ -328,9 +328,10 @@ def test_everything_is_read_as_pytorch_reads_it(tmp_path, zipped, protocol):
 def test_a_file_of_the_other_byte_order_is_read(tmp_path):
     written = checkpoint({"state1": tensor(), "state2": tensor(torch.bfloat16)})
     torch.save(written, tmp_path / "little.pt")
-    with zipfile.ZipFile(tmp_path / "little.pt") as old, zipfile.ZipFile(
-        tmp_path / "big.pt", "w"
-    ) as new:
+    with (
+        zipfile.ZipFile(tmp_path / "little.pt") as old,
+        zipfile.ZipFile(tmp_path / "big.pt", "w") as new,
+    ):
         for part in old.infolist():
             content = old.read(part)
             if part.filename.endswith("byteorder"):
