@@ -64,6 +64,18 @@ def test_a_long_program_is_stopped(tmp_path):
     assert "2,000,000 instructions" in said(tmp_path, {"x.pt": content}, "x.pt")
 
 
+@pytest.mark.parametrize(
+    ("shape", "strides", "offset"),
+    [((10**12,), (0,), 0), ((5,), (1,), 0), ((4,), (1,), 1), ((2, 3), (2, 1), 0),
+     ((3,), (2**62,), 0), ((-1,), (1,), 0), ((4,), (-1,), 3), ((1,), (1,), 2**70)],
+)  # fmt: skip
+def test_a_tensor_beyond_its_numbers_is_not_made(tmp_path, shape, strides, offset):
+    beyond = corpus.Tensor(np.ones(4, np.float32), shape, strides, offset)
+    content = corpus.pt(tree(state={0: {"step": 1, "state1": beyond}}))
+    message = said(tmp_path, {"x.pt": content}, "x.pt", "out")
+    assert "damaged" in message or "many times over" in message
+
+
 @pytest.mark.parametrize("depth", [100, 50_000])
 def test_settings_that_are_nested_deeply(tmp_path, depth):
     text = '[{"lr": ' + "[" * depth + "]" * depth + ', "params": [0]}]'

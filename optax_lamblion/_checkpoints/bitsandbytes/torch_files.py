@@ -112,14 +112,14 @@ class _Reader:
         return _Storage(self._numbers(str(key), _dtype(_DTYPES[dtype]), int(count)))
 
     def _tensor(self, storage, offset, shape, strides, *_):
-        """A tensor, of which every number is in its storage."""
+        """A tensor, of which every number is in its storage, though perhaps more than once."""
         numbers = storage.numbers
         if not all(type(n) is int and n >= 0 for n in (offset, *shape, *strides)):
             raise ValueError(f"a tensor of shape {shape}, strides {strides}, offset {offset}")
         size = math.prod(shape)
         pairs = list(zip(shape, strides, strict=True))
         last = offset + sum((n - 1) * stride for n, stride in pairs) if size else 0
-        if size > numbers.size or last >= max(numbers.size, 1):
+        if size and last >= numbers.size:
             raise ValueError(f"a tensor of shape {shape} with {numbers.size} numbers")
         self._left -= size * numbers.itemsize
         if self._left < 0:
