@@ -28,6 +28,8 @@ SLOW = (
     "loops/test_populations.py::test_learning_to_learn",
     "loops/test_populations.py::test_population_based_training",
     "loops/test_populations.py::test_ppo_over_seeds",
+    "hostile/test_hostile.py::test_a_long_program_is_stopped",
+    "hostile/test_hostile.py::test_a_pipe_that_nobody_reads",
     "notebooks/",
     "optimizers/test_letting_go.py::test_noisy_least_squares_end_as_in_float32[0.99]",
     "optimizers/test_letting_go.py::test_noisy_least_squares_end_as_in_float32[0.9999]",
