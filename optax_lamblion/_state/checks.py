@@ -158,7 +158,8 @@ def check_slot(leaf, values, absmax, shape, block_size, *, of, any_floating=Fals
     if tuple(values.shape) != shape:
         raise ValueError(
             f"State leaf {leaf} has shape {tuple(values.shape)}, but {of} has {shape}. "
-            "It belongs to other parameters; make a new state with `tx.init(params)`."
+            "It belongs to other parameters; make a new state with `tx.init(params)`, or let the "
+            'leaf begin anew with `convert_state(state, params, tx, missing="fresh")`.'
         )
     scales, unused = absmax_shape(shape, block_size), (1,) * len(shape)
     has = "no scales" if absmax is None else f"scales of shape {tuple(absmax.shape)}"
