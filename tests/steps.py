@@ -38,4 +38,4 @@ def on_arrays(step):
 def scalars_of(rule, count=1, *, b1=0.9, b2=0.999, eps=1e-8, bias_correction=True, **others):
     """The scalars of a rule at a step, of numbers and not of schedules."""
     numbers = dict(b1=b1, b2=b2, eps=eps, bias_correction=bias_correction)
-    return Scalars(rule.scalars(lambda value: value, numbers, count), **others)
+    return Scalars(rule.scalars(numbers, count), **others)

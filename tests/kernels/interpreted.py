@@ -19,7 +19,7 @@ interpreted_step = on_arrays(functools.partial(mosaic.step, interpret=INTERPRET)
 
 
 def _choice(implementation, why_not):
-    return "xla" if implementation == "xla" or why_not["mosaic"] else "mosaic"
+    return "xla" if implementation == "xla" or why_not("mosaic") else "mosaic"
 
 
 def _call(chosen, implementation, calls, arrays):
