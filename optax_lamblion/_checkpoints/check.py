@@ -10,7 +10,13 @@ import optax
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from optax_lamblion._checkpoints.recode import Stored, is_ours, layout_in, refuse_broken
+from optax_lamblion._checkpoints.recode import (
+    SLOTS,
+    is_ours,
+    layout_in,
+    refuse_broken,
+    stored_leaves,
+)
 from optax_lamblion._paging.memory import abstract_state, memory_kind
 from optax_lamblion._state import checks
 from optax_lamblion._state.layout import refuse_layout
@@ -182,22 +188,18 @@ class _Look:
             self._at_history(join, state, like)
 
     def _at_slots(self, join, state, like):
-        layout = layout_in(like)
-        for field in [x for x in ("mu", "nu", "nu_max") if getattr(like, x, None) is not None]:
-            rows, tree = jax.tree_util.tree_flatten_with_path(getattr(like, field))
-            scales = getattr(state, f"{field}_absmax")
-            scales = [None] * len(rows) if scales is None else tree.flatten_up_to(scales)
-            values = tree.flatten_up_to(getattr(state, field))
-            for (path, wanted), x, absmax in zip(rows, values, scales, strict=True):
-                leaf = f"{field}[{path_string(path)!r}]"
-                name = join(field, path_string(path))
-                block_size = None if layout is None else layout.block_size
-                fits = self.ask(
-                    name, checks.check_slot, leaf, x, absmax, wanted.shape, block_size,
-                    of="its parameter",
-                )  # fmt: skip
-                if fits:
-                    self.ask(name, refuse_broken, leaf, Stored(x, absmax, layout), field)
+        for field in [name for name in SLOTS if getattr(like, name, None) is not None]:
+            stored = stored_leaves(state, field)
+            for path, wanted in jax.tree_util.tree_leaves_with_path(getattr(like, field)):
+                self._at_slot(join, field, path_string(path), stored, wanted.shape)
+
+    def _at_slot(self, join, field, name, stored, shape):
+        x, absmax, layout = stored[name]
+        leaf, where = f"{field}[{name!r}]", join(field, name)
+        block_size = None if layout is None else layout.block_size
+        check = checks.check_slot
+        if self.ask(where, check, leaf, x, absmax, shape, block_size, of="its parameter"):
+            self.ask(where, refuse_broken, leaf, stored[name], field)
 
     def _at_history(self, join, state, like):
         if like.gnorm_history is None:

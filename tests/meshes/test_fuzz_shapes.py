@@ -23,10 +23,11 @@ from optax_lamblion import (
     lion8bit,
     state_sharding,
 )
+from tests import fuzzing
 from tests.meshes import problem
 from tests.meshes.problem import P
 
-few = hypothesis.settings(derandomize=True, max_examples=12, deadline=None, database=None)
+few = fuzzing.settings(12)
 
 NUMBERS = dict(learning_rate=0.7, weight_decay=0.3)
 SMALL = StateOptions(block_size=32, min_8bit_size=1)
