@@ -10,7 +10,7 @@ from jax.core import Tracer
 
 from optax_lamblion._checkpoints.places import fetch, put
 from optax_lamblion._paging.memory import is_traced
-from optax_lamblion._state.checks import check_history, check_slot, told_apart
+from optax_lamblion._state.checks import check_history, check_slot, shapes_tell, told_apart
 from optax_lamblion._state.layout import Layout, layout_of
 from optax_lamblion._state.names import path_string
 from optax_lamblion._state.types import STATES
@@ -154,7 +154,7 @@ def refuse_broken(leaf, stored, name):
         broken = int(_broken_on_device(fetch(x), not_negative))
     else:
         broken = int(_broken(np.asarray(x), not_negative, np))
-    if stored.absmax is not None and stored.absmax.shape == (1,) == (len(stored.x.shape),):
+    if not shapes_tell(stored.x, stored.absmax):
         # What is in memory by now can be looked at.
         told_apart(leaf, np.asarray(fetch(stored.x)), np.asarray(fetch(stored.absmax)))
     if broken:

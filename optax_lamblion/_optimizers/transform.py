@@ -168,7 +168,7 @@ def _slot(c, row, field):
         leaf, shape = f"{field}[{row.name!r}]", row.g.shape
         checks.check_slot(leaf, values, absmax, shape, c.block_size, of="the gradient")
         # Where the settings say the same, shapes need not tell.
-        if absmax is not None and coded != c.codes(shape, row.keeps_32bit) and absmax.shape == (1,):
+        if coded != c.codes(shape, row.keeps_32bit) and not checks.shapes_tell(values, absmax):
             values, absmax = checks.told_apart(leaf, values, absmax)
     return StoredSlot(values, absmax if coded else None)
 

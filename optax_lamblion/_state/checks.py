@@ -196,6 +196,11 @@ _WERE_CODES = (
 )
 
 
+def shapes_tell(values, absmax):
+    """Whether shapes tell codes from numbers: scales of one block are shaped as their stand-in."""
+    return absmax is None or absmax.shape != (1,) or len(values.shape) != 1
+
+
 def told_apart(leaf, values, absmax):
     """Values and scale of a leaf of one block, whose shapes do not tell codes from numbers.
 
