@@ -13,7 +13,7 @@ from optax_lamblion import StateOptions, apply_fused
 from tests.gpu.records import Skipped
 from tests.kernels.interpreted import interpreted
 
-OPTIMIZERS = ("lion8bit", "lamb8bit")
+OPTIMIZERS = ("lion8bit", "lamb8bit", "adamw8bit")
 # With a rest after the last tile, without, one that stays in 32 bits, and one of fewer elements
 # than a tile would have if it were not.
 SHAPES = {"rows": (64, 512), "odd": (5003,), "kernel": (3, 3, 16, 64), "bias": (512,)}
@@ -22,6 +22,8 @@ KERNELS = {  # by optimizer and whether parameters are returned
     ("lion8bit", False): ("lion_signs",),
     ("lamb8bit", True): ("lamb_moments", "lamb_apply"),
     ("lamb8bit", False): ("lamb_moments",),
+    ("adamw8bit", True): ("adam_step",),
+    ("adamw8bit", False): ("adam_moments",),
 }
 
 

@@ -35,6 +35,15 @@ def lamb8(g, p, form):
     }[form]
 
 
+def adamw8(g, p, form):
+    """8-bit AdamW, by the same forms but those of XLA, which are not timed."""
+    return {
+        "apply_fused": g + 2 * p + 4 + 2 * _SCALES,
+        # As of LAMB, the second pass asks the gradient, too.
+        "update": 2 * g + 2 * p + 4 + 2 + 3 * _SCALES,
+    }[form]
+
+
 def lion32(g, p, mu):
     """Lion with a momentum of `mu` bytes, in one pass."""
     return g + 2 * p + 2 * mu

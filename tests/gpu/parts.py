@@ -54,17 +54,18 @@ def _paged(name, where, of=None, peer=False):
 PARTS = {
     part.name: part
     for part in (
-        Part("step-lion", "check", "check_step:lion"),
-        Part("step-adam", "check", "check_step:adam"),
-        Part("step-lamb", "check", "check_step:lamb"),
-        Part("step-lamb_amsgrad", "check", "check_step:lamb_amsgrad"),
-        Part("oracle-lion", "check", "check_oracle:lion"),
-        Part("oracle-adamw", "check", "check_oracle:adamw"),
-        Part("oracle-lamb", "check", "check_oracle:lamb"),
-        Part("quantize", "check", "check_quantize:checks"),
+        # Of what starts at once: what is short and tells most.
         Part("program", "check", "check_program:checks"),
+        Part("step-lion", "check", "check_step:lion"),
+        Part("step-lamb", "check", "check_step:lamb"),
+        Part("step-adam", "check", "check_step:adam"),
+        Part("quantize", "check", "check_quantize:checks"),
+        Part("oracle-lion", "check", "check_oracle:lion"),
+        Part("oracle-lamb", "check", "check_oracle:lamb"),
+        Part("oracle-adamw", "check", "check_oracle:adamw"),
         Part("paged", "check", "check_paged:checks"),
         *(_peak(f"{name} {leaves}") for name in OPTIMIZERS for leaves in ("grouped", "pieces")),
+        Part("step-lamb_amsgrad", "check", "check_step:lamb_amsgrad"),
         # Last of the checks, as it watches the allocator and takes the most memory.
         Part("memory", "check", "check_memory:checks"),
         Part("ours", "timing", "time_ours:programs", share=0.7),

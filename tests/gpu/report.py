@@ -5,7 +5,7 @@ import collections
 from optax_lamblion.cli._output import Table, plain_table
 from tests.gpu import report_paged
 
-_LION, _LAMB = "lion8bit {} apply_fused", "lamb8bit {} apply_fused"
+_LION, _LAMB, _ADAMW = (f"{x}8bit {{}} apply_fused" for x in ("lion", "lamb", "adamw"))
 _SHARE, _MS = "share of copy bandwidth", "ms per 1e9 parameters"
 TARGETS = (  # what, program, key of its record, limit; all but ratios are those of an H200
     (_SHARE, "large: " + _LION.format("bf16"), "of_copy", 0.85),
@@ -13,6 +13,7 @@ TARGETS = (  # what, program, key of its record, limit; all but ratios are those
     (_MS, "large: " + _LION.format("bf16"), "ms_per_1e9_elements", 2.2),
     (_MS, "large: " + _LION.format("f32"), "ms_per_1e9_elements", 3.8),
     (_MS, "large: " + _LAMB.format("bf16"), "ms_per_1e9_elements", 3.9),
+    (_SHARE, "large: " + _ADAMW.format("bf16"), "of_copy", 0.85),
     ("ms a step, as called", "gpt2: " + _LION.format("bf16"), "median_ms", 0.6),
     ("ms a step", "gpt2: " + _LION.format("bf16") + ", 20 steps in a loop", "median_ms", 0.6),
     ("ms a step, GPU busy", "gpt2: " + _LION.format("bf16"), "busy_ms", 0.6),
@@ -24,7 +25,8 @@ _RATIOS = (*_SHARES, "slowdown")
 """Keys that mean the same on every card."""
 _RIVALS = (  # ours, and whom it is compared to
     ("lion8bit", ("optax.lion", "flash_lion", "bitsandbytes Lion8bit", "torch AdamW fused")),
-    ("lamb8bit", ("optax.lamb", "bitsandbytes LAMB32bit", "bitsandbytes AdamW8bit")),
+    ("lamb8bit", ("optax.lamb", "bitsandbytes LAMB32bit")),
+    ("adamw8bit", ("optax.adamw", "bitsandbytes AdamW8bit", "torch AdamW fused")),
 )
 
 

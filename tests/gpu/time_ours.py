@@ -27,7 +27,8 @@ from tests.steps import on_arrays, scalars_of
 DTYPES = {"bf16": (jnp.bfloat16, jnp.bfloat16), "f32": (jnp.float32, jnp.float32)}
 """Of parameters and gradients."""
 MIXED = {"f32 p, bf16 g": (jnp.float32, jnp.bfloat16)}
-_FLOORS = {"lion8bit": floors.lion8, "lamb8bit": floors.lamb8}
+_FLOORS = {"lion8bit": floors.lion8, "lamb8bit": floors.lamb8, "adamw8bit": floors.adamw8}
+_NAMES = {"lion": "lion8bit", "lamb": "lamb8bit", "adam": "adamw8bit"}
 _LAMB_LEAF_BYTES = 32
 """Bytes per parameter that the hungriest program needs: Optax's LAMB in float32."""
 
@@ -36,7 +37,7 @@ def programs(run):
     """All programs; what matters most comes first."""
     leaves = large_leaves(run)
     size = len(leaves) * math.prod(run.shape)
-    names = "lion8bit", "lamb8bit"
+    names, by_xla = tuple(_FLOORS), ("lion8bit", "lamb8bit")
     yield from copies(run)
     for name, (dtype, pair) in itertools.product(names, DTYPES.items()):
         yield ours("large", leaves, name, dtype, pair, True, profile=True)
@@ -50,7 +51,8 @@ def programs(run):
         yield by_optax("large", leaves, "lion", dtype, pair, mu)
     for dtype, pair in DTYPES.items():
         yield by_optax("large", leaves, "lamb", dtype, pair, dtype)
-    for name, fused in itertools.product(names, (True, False)):
+        yield by_optax("large", leaves, "adamw", dtype, pair, dtype)
+    for name, fused in itertools.product(by_xla, (True, False)):
         for dtype, pair in DTYPES.items():
             yield ours("large", leaves, name, dtype, pair, fused, "xla", profile=dtype == "bf16")
     for name in names:
@@ -59,7 +61,7 @@ def programs(run):
         yield ours("large", leaves, name, "bf16", bf16, True, codec="dynamic")
         yield ours("large", leaves, name, "bf16", bf16, True, count_skipped=True)
     yield ours("large", leaves, "lion8bit", "f32", DTYPES["f32"], True, codec="dynamic")
-    for rule, per_thread in itertools.product((rules.LION, rules.LAMB), (8, 16, 32)):
+    for rule, per_thread in itertools.product((rules.LION, rules.LAMB, rules.ADAM), (8, 16, 32)):
         yield tiled(leaves, rule, per_thread, INTERPRET if run.interpret else None)
     yield from quantizing(run, size)
     if run.tiny:
@@ -217,7 +219,7 @@ def tiled(leaves, rule, per_thread, interpret):
         carry,
         grads,
         elements(leaves),
-        _FLOORS[f"{rule.name}8bit"](2, 2, "apply_fused"),
+        _FLOORS[_NAMES[rule.name]](2, 2, "apply_fused"),
         about={"what": "tiles", "optimizer": rule.name, "per_thread": per_thread},
     )
 
@@ -249,8 +251,8 @@ def by_optax(what, leaves, name, dtype, pair, slot, profile=False):
         tx = optax.lion(1e-4, mu_dtype=slot_dtype, weight_decay=0.1)
         floor = floors.lion32
     else:  # whose slots have the dtype of the parameters
-        tx = optax.lamb(1e-4, weight_decay=0.1)
-        floor = floors.lamb32
+        tx = getattr(optax, name)(1e-4, weight_decay=0.1)
+        floor = {"lamb": floors.lamb32, "adamw": floors.adam}[name]
     params, grads = trees(leaves, pair)
     step, carry = stepping(tx, params, False)
     p, g = (jnp.dtype(x).itemsize for x in pair)

@@ -80,6 +80,7 @@ def measure(part, run, records):
     except Exception as error:  # a peer that is not there
         # Raised again where it becomes a record.
         records.do("timing", part.name, functools.partial(_raise, error), **common)
+    programs = [program for program in programs if not _known(program, records)]
     for first in range(0, len(programs), _BATCH):
         batch = programs[first : first + _BATCH]
         if records.left() <= 0:  # compilers need not start
@@ -107,6 +108,11 @@ def measure(part, run, records):
 
 
 _BATCH = 16
+
+
+def _known(program, records):
+    kinds = ("timing", "profile") if program.profile else ("timing",)
+    return all(records.knows(kind, program.name) for kind in kinds)
 
 
 def _raise(error):
