@@ -89,7 +89,7 @@ def same(a, b, what):
 
 
 def _fused(tx, dtype):
-    """Fused is update and apply within 2 ulp."""
+    """Fused is update and apply, but for rounding."""
     params, grads = params_and_grads(dtype)
     state, worst = tx.init(params), 0.0
     fused = jax.jit(functools.partial(apply_fused, tx))
@@ -105,10 +105,16 @@ def _fused(tx, dtype):
             )
             # A unit in the last place of the larger one of old and new parameter.
             unit = ulp * 2.0 ** np.floor(np.log2(np.maximum(np.abs(old), np.abs(y)) + 1e-30))
-            worst = max(worst, float((np.abs(x - y) / unit).max()))
+            allowed = 2 * unit + _ROUNDINGS * float(jnp.finfo(jnp.float32).eps) * np.abs(y - old)
+            worst = max(worst, float((np.abs(x - y) / allowed).max()))
         params, state = got, got_state
-    assert worst <= 2, f"parameters differ by {worst:.3g} ulp"
-    return {"worst_ulps": worst}
+    assert worst <= 1, f"parameters differ by {worst:.3g} of what is allowed"
+    return {"worst_of_bound": worst}
+
+
+_ROUNDINGS = 16
+"""Of an update of LAMB or AdamW, in float32: kernel and XLA multiply out levels, which are third
+powers, and eighth powers of which roots are taken, in another order, and divide in another way."""
 
 
 def _steps(tx, params, grads, wrap=jax.jit):
