@@ -15,6 +15,7 @@ from optax_lamblion._optimizers.adamw import (
 )
 from optax_lamblion._optimizers.clipping import clip_by_percentile
 from optax_lamblion._optimizers.fused import apply_fused
+from optax_lamblion._optimizers.global_norm import clip_by_global_norm
 from optax_lamblion._optimizers.lamb import (
     lamb,
     lamb8bit,
@@ -54,6 +55,7 @@ __all__ = [
     "adamw8bit",
     "apply_fused",
     "check_state",
+    "clip_by_global_norm",
     "clip_by_percentile",
     "convert_state",
     "from_bitsandbytes",

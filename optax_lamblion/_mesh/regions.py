@@ -93,13 +93,26 @@ def manual_region(mesh, arrays, norm_axes):
         divided = tuple(jax.typeof(x).manual_axis_type.varying for x in arrays)
         axes = tuple(a for a in mesh.axis_names if any(a in names for names in divided))
     else:
-        # A leaf that is not divided counts several times, which no ratio of norms shows.
-        divided, axes = (frozenset(norm_axes),) * len(arrays), tuple(norm_axes)
+        of_leaves = axes_of_leaves(norm_axes, len(arrays))
+        divided = tuple(map(frozenset, of_leaves))
+        axes = tuple(dict.fromkeys(itertools.chain.from_iterable(of_leaves)))
     return Region(divided, axes, places=(None,) * len(arrays))
 
 
-def check_norm_axes(arrays, norm_axes):
-    """Raises `ValueError` where nothing says over which axes norms are to be added up."""
+def axes_of_leaves(norm_axes, number):
+    """The names of mesh axes for every leaf, from those of all leaves or of every one.
+
+    Of all leaves: one that is not divided counts several times then, which no ratio of norms shows.
+    """
+    names_of_all = all(isinstance(x, str) for x in norm_axes)
+    return [tuple(norm_axes)] * number if names_of_all else list(norm_axes)
+
+
+def check_norm_axes(arrays, norm_axes, argument="options=StateOptions(norm_axes={})"):
+    """Raises `ValueError` where nothing says over which axes norms are to be added up.
+
+    `argument` is how to say it, of which `{}` are the names.
+    """
     mesh = mesh_of(arrays)
     if mesh is None or norm_axes is not None:
         return
@@ -107,12 +120,11 @@ def check_norm_axes(arrays, norm_axes):
     # Where JAX keeps track of what differs between devices, the number of a device does.
     if manual and not jax.typeof(lax.axis_index(manual[0])).manual_axis_type.varying:
         raise ValueError(
-            "This optimizer needs the norm of every parameter, and inside of "
+            "This optimizer needs the norm of every parameter or gradient, and inside of "
             "`jax.shard_map(..., check_vma=False)` or `jax.pmap` nothing says whether an array is "
-            f"all of a parameter or a shard. Name the mesh axes (here {', '.join(manual)}) over "
-            "which parameters are divided, for example "
-            f'`options=StateOptions(norm_axes=("{manual[0]}",))`; `norm_axes=()` says that they '
-            "are whole on every device. Or leave `check_vma` on."
+            f"all of one or a shard. Name the mesh axes (here {', '.join(manual)}) over which they "
+            f"""are divided, for example `{argument.format(f'("{manual[0]}",)')}`; """
+            "`norm_axes=()` says that they are whole on every device. Or leave `check_vma` on."
         )
 
 

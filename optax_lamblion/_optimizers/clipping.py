@@ -5,17 +5,16 @@ The history is a ring of squared norms. At step `t` (from 1) the squared norm go
 `clip = sqrt(sort(history)[percentile])` is smaller than its norm. A norm of 0 is not recorded.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.experimental.custom_partitioning import ArrayMapping, SdyShardingRule
-from jax.sharding import PartitionSpec
 
-from optax_lamblion._mesh import regions, shardy, ways_in
+from optax_lamblion._mesh import regions
 from optax_lamblion._mesh.one_mesh import check_one_mesh
-from optax_lamblion._mesh.splits import split_for
+from optax_lamblion._optimizers import norms
+from optax_lamblion._optimizers.scaled import request_of
 from optax_lamblion._state.names import path_string
 from optax_lamblion._state.types import HISTORY, ClipByPercentileState
 
@@ -31,83 +30,6 @@ def check_percentile(percentile, name="percentile_clipping"):
         )
     if not 0 <= percentile <= 100:
         raise ValueError(f"`{name}` must be from 0 to 100, got {percentile}. None and 100 are off.")
-
-
-def squared_norms(grads, stacked=None, norm_axes=None):
-    """The squared Euclidean norm of the finite elements of every gradient, as a finite float32.
-
-    Where gradients are divided over devices, those are norms of the whole ones.
-
-    Args:
-      grads: A list of arrays.
-      stacked: For every one whether it is a stack of layers, which has a vector of norms.
-      norm_axes: `StateOptions.norm_axes`.
-    """
-    if not grads:
-        return []
-    regions.check_norm_axes(grads, norm_axes)
-    program = _SquaredNorms(tuple(stacked or [False] * len(grads)))
-    sums = ways_in.on_shards(program, list(grads), grads, norm_axes)
-    return [jnp.minimum(x, jnp.finfo(jnp.float32).max) for x in sums]
-
-
-class _SquaredNorms(NamedTuple):
-    """Sums of squares of gradients, as a `ways_in.Program`."""
-
-    stacked: tuple[bool, ...]
-
-    def run(self, region, grads):
-        """The sum for every gradient."""
-        sums = [_sum_of_squares(g, stacked) for g, stacked in zip(grads, self.stacked, strict=True)]
-        # `Region.total` takes an array of two axes for the sums of a stack of layers.
-        sums = [x[:, None] if x.ndim else x for x in sums]
-        totals = region.total(range(len(sums)), sums)
-        return [x[:, 0] if x.ndim else x for x in totals]
-
-    def plain(self, grads):
-        """The same where there are no shards."""
-        return self.run(regions.Region(), grads)
-
-    def kernels_only(self, grads):
-        """There are none for it."""
-        return False
-
-    def splits(self, sizes, grads, axes):
-        """The `Split` of every gradient."""
-        return [split_for(g.shape, [axes(g)], sizes, None) for g in grads]
-
-    def local(self, region, splits, grads):
-        """Gradients know nothing of their place."""
-        return grads
-
-    def specs(self, splits, grads, wrap):
-        """Partition specs of gradients and of sums; of a stack, where its layers are."""
-        results = [
-            wrap(split.layers_spec if stacked else PartitionSpec())
-            for split, stacked in zip(splits, self.stacked, strict=True)
-        ]
-        return [wrap(split.spec) for split in splits], results
-
-    def rule(self, devices, grads):
-        """Nothing belongs together but layers and their sums."""
-        of_grads = [
-            shardy.factors(f"g{i}_", g.shape, None, devices)[0] for i, g in enumerate(grads)
-        ]
-        of_sums = [
-            ArrayMapping(*mapping[:1]) if stacked else ArrayMapping()
-            for mapping, stacked in zip(of_grads, self.stacked, strict=True)
-        ]
-        return SdyShardingRule(tuple(of_grads), tuple(of_sums))
-
-    def restore(self, mesh, grads, results):
-        """All sums on every device, as histories are."""
-        return [ways_in.reshard(x, mesh, PartitionSpec()) for x in results]
-
-
-def _sum_of_squares(g, stacked):
-    g = g.astype(jnp.float32)
-    axes = tuple(range(1 if stacked else 0, g.ndim))
-    return jnp.sum(jnp.where(jnp.isfinite(g), g * g, 0), axis=axes)
 
 
 def record(history, squared, count, percentile):
@@ -179,14 +101,17 @@ def clip_by_percentile(
         return ClipByPercentileState(jnp.zeros([], jnp.int32), history)
 
     def update(updates, state, params=None, **extra_args):
-        del params, extra_args
+        del params
         if isinstance(percentile, int) and percentile == 100:
             return updates, state
         count = optax.safe_increment(state.count)
         rows, treedef = jax.tree_util.tree_flatten_with_path(updates)
         grads = [g for _, g in rows]
         check_one_mesh((path_string(path), [g]) for path, g in rows)
-        squared = treedef.unflatten(squared_norms(grads))
+        regions.check_norm_axes(grads, None)
+        request = request_of(extra_args)
+        origins = [request.origin(g) for g in grads]
+        squared = treedef.unflatten(norms.squared_norms_of_finite(origins))
         if scope == "global":
             total = sum(jax.tree.leaves(squared), jnp.zeros([], jnp.float32))
             total = jnp.minimum(total, jnp.finfo(jnp.float32).max)
@@ -197,12 +122,13 @@ def clip_by_percentile(
                 lambda n2, h: record(h, n2, count, percentile), squared, state.gnorm_history
             )
             history, scales = _unzip(squared, pairs)
-        updates = jax.tree.map(
+
+        def scaled(g, scale):
             # A gradient that is not finite stays so, for whoever handles it further on.
-            lambda g, s: jnp.where(jnp.isfinite(g), g * s.astype(g.dtype), g),
-            updates,
-            scales,
-        )
+            clipped = jnp.where(jnp.isfinite(g), g * scale.astype(g.dtype), g)
+            return request.note(clipped, g, scale)
+
+        updates = jax.tree.map(scaled, updates, scales)
         return updates, ClipByPercentileState(count, history)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -1,17 +1,22 @@
 """One step that returns parameters: `apply_fused`.
 
 The request to do so travels through `optax.chain` and the other wrappers as an extra argument of
-`update`. An optimizer of this package answers it with parameters in place of updates, each in a box
-that is no array and no pytree: a transformation that comes after it and would scale or add to
-updates cannot mistake parameters for them.
+`update` (see `scaled`). An optimizer of this package answers it with parameters in place of
+updates, each in a box that is no array and no pytree: a transformation that comes after it and
+would scale or add to updates cannot mistake parameters for them.
 """
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.typing import ArrayLike
 
-REQUEST = "optax_lamblion_apply"
+from optax_lamblion._optimizers.scaled import REQUEST, Request
+from pallas_kernels.arithmetic.dtypes import compute_dtype
 
 
 class Applied:
@@ -46,6 +51,8 @@ def apply_fused(
     params: optax.Params,
     grads: optax.Updates,
     state: optax.OptState,
+    *,
+    grad_scale: ArrayLike | None = None,
     **extra_args: Any,
 ) -> tuple[optax.Params, optax.OptState]:
     r"""One optimizer step: `(params, state)` from `(params, grads, state)`.
@@ -55,6 +62,10 @@ def apply_fused(
     `optax.inject_hyperparams`) writes its parameters itself, which spares a tensor of updates: no
     memory but parameters and state is needed for `lion8bit`.
 
+    Behind `clip_by_global_norm` and `clip_by_percentile` of this package, such an optimizer reads
+    the gradients as they were and multiplies them as it goes, so scaled ones are not written, if
+    the step is compiled.
+
     Donate `params` and `state` to the function around it, so that both are written in place.
 
     Args:
@@ -62,6 +73,12 @@ def apply_fused(
       params: Parameters.
       grads: Gradients, in the structure of the parameters.
       state: The state of `tx`.
+      grad_scale: What all gradients are multiplied by before `tx` sees them, a positive scalar such
+        as `1 / loss_scale`: None is 1. Clipping goes by the norm of the multiplied gradients.
+        Optimizers and clipping of this package multiply in float32, without a pass for it;
+        other transformations get gradients that are rounded to their own dtype, so give them
+        float32 ones where float16 would round them to zero. Elements that are not finite stay so:
+        an optimizer here leaves them alone, and `StateOptions.count_skipped` counts them.
       **extra_args: Passed on to `tx.update`.
 
     Returns:
@@ -73,10 +90,11 @@ def apply_fused(
 
     Raises:
       TypeError: A transformation comes after an optimizer of this package and works on updates; or
-        gradients and state were passed in each other's place.
+        gradients and state were passed in each other's place; `grad_scale` is no real number.
+      ValueError: `grad_scale` is known to be not positive, or not finite.
 
     Examples:
-      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))
+      >>> tx = optax.chain(clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))
       >>> params = jnp.array([1.0, 2.0])
       >>> state = tx.init(params)
       >>> step = jax.jit(lambda p, g, s: apply_fused(tx, p, g, s), donate_argnums=(0, 2))
@@ -91,10 +109,13 @@ def apply_fused(
             "none. The third argument is the gradients: `apply_fused(tx, params, grads, state)`."
         )
     tx = optax.with_extra_args_support(tx)
+    request = Request()
+    if grad_scale is not None:
+        grads = _scaled(grads, grad_scale, request)
     if _branches(state):
         updates, state = tx.update(grads, state, params, **extra_args)
         return optax.apply_updates(params, updates), state
-    updates, state = tx.update(grads, state, params, **{REQUEST: True}, **extra_args)
+    updates, state = tx.update(grads, state, params, **{REQUEST: request}, **extra_args)
 
     def merge(update, param):
         if isinstance(update, Applied):
@@ -102,6 +123,35 @@ def apply_fused(
         return optax.apply_updates(param, update) if update is not None else param
 
     return jax.tree.map(merge, updates, params, is_leaf=lambda x: x is None), state
+
+
+def _scaled(grads, scale, request):
+    """Gradients times a scale, noted in a request."""
+    _check_grad_scale(scale)
+    scale = jnp.asarray(scale)
+
+    def scaled(g):
+        # What is no floating-point array is refused by name, or left alone, by who gets it.
+        if not (hasattr(g, "dtype") and jnp.issubdtype(g.dtype, jnp.inexact)):
+            return g
+        dtype = compute_dtype(g.dtype)
+        return request.note((g.astype(dtype) * scale.astype(dtype)).astype(g.dtype), g, scale)
+
+    return jax.tree.map(scaled, grads)
+
+
+def _check_grad_scale(scale):
+    known = isinstance(scale, int | float | np.number)
+    dtype = np.dtype(type(scale)) if known else getattr(scale, "dtype", None)
+    is_real = dtype is not None and any(jnp.issubdtype(dtype, x) for x in (jnp.floating, jnp.integer))
+    if isinstance(scale, bool) or not is_real or jnp.shape(scale):
+        raise TypeError(
+            "`grad_scale` must be one real number, such as `1 / loss_scale`, got "
+            f"{scale if dtype is None else f'an array of shape {jnp.shape(scale)} and {dtype}'!r}. "
+            "A schedule is called where the step is made: `grad_scale=schedule(step)`."
+        )
+    if known and not 0 < scale < math.inf:
+        raise ValueError(f"`grad_scale` must be positive and finite, got {scale}.")
 
 
 def _branches(state):

@@ -164,6 +164,15 @@ def _check_not_negative(name, value):
         raise ValueError(f"`{name}` must not be negative, got {value}.")
 
 
+def check_positive(name, value):
+    """Raises unless it is a schedule or a number that is positive; infinity is one as well."""
+    if not (_is_number(value) and value == math.inf):
+        _check_value(name, value)
+    known = _is_number(value) or isinstance(value, np.generic | np.ndarray)
+    if known and not value > 0:
+        raise ValueError(f"`{name}` must be positive, got {value}.")
+
+
 def _check_beta(name, value):
     _check_value(name, value)
     if _is_number(value) and not 0 <= value < 1:

@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_lamblion._mesh import regions
 from optax_lamblion._mesh.one_mesh import check_one_mesh
-from optax_lamblion._optimizers import clipping
-from optax_lamblion._optimizers.fused import REQUEST, Applied
+from optax_lamblion._optimizers import clipping, norms
+from optax_lamblion._optimizers.fused import Applied
+from optax_lamblion._optimizers.scaled import REQUEST, Origin, request_of, times
 from optax_lamblion._optimizers.settings import Settings, check_scalar
 from optax_lamblion._paging.pages import extent_of
 from optax_lamblion._paging.placement import check_host_memory, refuse_multi_steps, which_are_paged
@@ -52,9 +54,11 @@ def _update(c, updates, state, params=None, **extra_args):
         refuse_multi_steps()
     count: Any = jnp.asarray(state.count, jnp.int32)
     # What a `scale_by_` form returns is no update yet, so it cannot be added to parameters here.
-    apply = extra_args.get(REQUEST, False) and c.learning_rate is not None
+    apply = REQUEST in extra_args and c.learning_rate is not None
     step = _Step(count, optax.safe_increment(count), "params" if apply else "updates")
     tree, rows = _rows(c, updates, state, params)
+    request = request_of(extra_args)
+    rows = [row if row.g is None else row.made_of(request.origin(row.g)) for row in rows]
     check_one_mesh(((row.name, row.arrays) for row in rows), one_device=c.paged)
     if c.clips:
         rows = _clipped(c, rows, step)
@@ -99,7 +103,13 @@ class _Row(NamedTuple):
     """The leaves of `Settings.fields`, by name; None for a None in place of a parameter."""
     slots: tuple[StoredSlot, ...] = ()
     grad_scale: Any = None
-    """What percentile clipping multiplies the gradient by."""
+    """What the gradient is to be multiplied by, a scalar or one for every layer; None for 1."""
+    squared: Any = None
+    """The squared norm of the product, if it is known."""
+
+    def made_of(self, origin):
+        """It, with the gradient that its own is a multiple of."""
+        return self._replace(g=origin.raw, grad_scale=origin.scale, squared=origin.squared)
 
     @property
     def arrays(self):
@@ -182,9 +192,12 @@ def _clipped(c, rows, step):
     for row in there:
         shape = (*row.g.shape[:1], HISTORY) if row.stacked else (HISTORY,)
         checks.check_history(row.name, row.state["gnorm_history"], shape)
+    regions.check_norm_axes([row.g for row in there], c.chosen.norm_axes)
     squared = iter(
-        clipping.squared_norms(
-            [row.g for row in there], [row.stacked for row in there], c.chosen.norm_axes
+        norms.squared_norms_of_finite(
+            [Origin(row.g, row.grad_scale, row.squared) for row in there],
+            [row.stacked for row in there],
+            c.chosen.norm_axes,
         )
     )
 
@@ -197,7 +210,8 @@ def _clipped(c, rows, step):
             step.number,
             c.percentile_clipping,
         )
-        return row._replace(state=row.state | {"gnorm_history": history}, grad_scale=scale)
+        state = row.state | {"gnorm_history": history}
+        return row._replace(state=state, grad_scale=times(row.grad_scale, scale))
 
     return [clipped(row) for row in rows]
 

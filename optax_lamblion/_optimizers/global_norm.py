@@ -1,0 +1,153 @@
+"""Clipping by the norm of all gradients together."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from optax_lamblion._mesh import regions
+from optax_lamblion._mesh.one_mesh import check_one_mesh
+from optax_lamblion._optimizers import norms
+from optax_lamblion._optimizers.scaled import request_of
+from optax_lamblion._optimizers.settings import check_positive, check_scalar
+from optax_lamblion._state.checks import check_gradient
+from optax_lamblion._state.names import path_string
+from pallas_kernels.arithmetic.dtypes import compute_dtype
+from pallas_kernels.arithmetic.step import root
+
+
+def clip_by_global_norm(
+    max_norm: optax.ScalarOrSchedule, *, norm_axes: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales gradients down to a norm of all of them together.
+
+    `optax.clip_by_global_norm`, which under `apply_fused` writes no scaled gradients: an optimizer
+    of this package that comes behind it multiplies each gradient where it reads it. That spares 4
+    bytes per bfloat16 parameter, two fifths of a step of `lion8bit`. The norm is read by
+    `percentile_clipping` and `clip_by_percentile` behind it as well, which then make no pass of
+    their own (but for `StateOptions.stacked` leaves, whose layers have norms of their own).
+
+    .. math::
+      \|g\| = \sqrt{\textstyle\sum_i \|g_i\|^2}, \qquad
+      g_i \leftarrow g_i \cdot \begin{cases} 1 & \|g\| < c \\ c / \|g\| & \text{else} \end{cases}
+
+    Norms are computed in float32 (float64 if a gradient is that). For float32 gradients on one
+    device, updates are Optax's to the last bit. For float16 and bfloat16, Optax adds squares up in
+    that dtype: here float16 does not overflow from a norm of 256 on, and a gradient is rounded
+    once, not three times. On meshes a norm depends on the order of addition in its last digits, and
+    under `apply_fused` a gradient is multiplied by :math:`c / \|g\|` and not divided first.
+
+    What is not finite is what it is in Optax: a NaN anywhere makes all gradients NaN, and an
+    infinity, or a norm whose square is beyond float32, makes zeros of all elements but infinities,
+    which it makes NaN. The optimizers here leave elements that are NaN alone, and take a step by
+    their moments and weight decay for zeros; `StateOptions.count_skipped` counts the former.
+
+    Args:
+      max_norm: :math:`c`, a positive number or a schedule; infinity clips nothing.
+      norm_axes: Inside of `jax.shard_map(..., check_vma=False)` and `jax.pmap`, where types do not
+        say it, the names of the mesh axes over which all gradients are divided, such as
+        `("data",)`; or, if they are not divided alike, a tree of their `PartitionSpec`s. A gradient
+        that is whole on every device has `PartitionSpec()`. `()` says so of all of them.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`.
+
+    State:
+      Nothing, so a checkpoint is exchanged with `optax.clip_by_global_norm`'s. With a schedule
+      `optax.ScaleByScheduleState`, whose count is 4 bytes.
+
+    Raises:
+      TypeError: `max_norm` is not a number or a schedule, or a schedule returns something else; a
+        gradient is not floating point.
+      ValueError: `max_norm` is not positive; gradients are on several meshes; nothing says how they
+        are divided.
+
+    Examples:
+      >>> tx = optax.chain(clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))
+      >>> params = {"w": jnp.array([1.0, 2.0]), "b": jnp.array([0.5])}
+      >>> state = tx.init(params)
+      >>> grads = {"w": jnp.array([30.0, -40.0]), "b": jnp.array([0.0])}
+      >>> params, state = apply_fused(tx, params, grads, state)
+      >>> params["w"], state[1].mu["w"]  # a hundredth of the gradient as it is clipped
+      (Array([0.89, 2.08], dtype=float32), Array([ 0.006, -0.008], dtype=float32))
+
+    References:
+      Pascanu et al., `On the difficulty of training Recurrent Neural Networks
+      <https://arxiv.org/abs/1211.5063>`_, 2012, Algorithm 1.
+    """
+    check_positive("max_norm", max_norm)
+
+    def init(params):
+        del params
+        if callable(max_norm):
+            return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
+
+    def update(updates, state, params=None, **extra_args):
+        del params
+        limit: Any = max_norm
+        if callable(max_norm):
+            limit = max_norm(state.count)
+            check_scalar("max_norm", limit)
+            state = state._replace(count=optax.safe_increment(state.count))
+        rows, tree = jax.tree_util.tree_flatten_with_path(updates)
+        grads = [g for _, g in rows]
+        _check(rows, norm_axes)
+        of_leaves = _axes_of_leaves(norm_axes, updates)
+        return tree.unflatten(_clipped(grads, limit, of_leaves, request_of(extra_args))), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _check(rows, norm_axes):
+    for path, g in rows:
+        check_gradient(path_string(path), g, None)
+    check_one_mesh((path_string(path), [g]) for path, g in rows)
+    regions.check_norm_axes([g for _, g in rows], norm_axes, "norm_axes={}")
+
+
+def _axes_of_leaves(norm_axes, updates):
+    """The mesh axes of every gradient, in the order of leaves; None where types say it."""
+    if norm_axes is None:
+        return None
+    if isinstance(norm_axes, tuple | list) and all(isinstance(x, str) for x in norm_axes):
+        return [tuple(norm_axes)] * len(jax.tree.leaves(updates))
+
+    def names(spec, _):
+        if not isinstance(spec, PartitionSpec):
+            raise TypeError(
+                "`norm_axes` must be a tuple of names of mesh axes, such as "
+                '`norm_axes=("data",)`, or a tree of `jax.sharding.PartitionSpec` like the '
+                f"gradients, and has {spec!r}."
+            )
+        axes = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
+        return [tuple(name for of_axis in axes for name in of_axis)]
+
+    is_spec = dict(is_leaf=lambda x: isinstance(x, PartitionSpec))
+    specs = jax.tree.broadcast(norm_axes, updates, **is_spec)
+    named = jax.tree.map(names, specs, updates, **is_spec)
+    return sum(jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, list)), [])
+
+
+def _clipped(grads, limit, of_leaves, request):
+    """The gradients, scaled to a norm of `limit` where that of all of them is not below it."""
+    if not grads:
+        return grads
+    squared = norms.squared_norms([request.origin(g) for g in grads], of_leaves)
+    norm = root(sum(squared[1:], squared[0]))
+    limit = jnp.asarray(limit).astype(norm.dtype)
+    below = norm < limit
+    # Where nothing is divided by it, a norm of 0 would make the derivative NaN.
+    divisor = jnp.where(below, 1, norm)
+    scale = jnp.where(below, 1, limit / divisor)
+
+    def clipped(g, squared):
+        dtype = compute_dtype(g.dtype)
+        # In Optax's order, for the same bits.
+        new = (g.astype(dtype) / divisor.astype(dtype)) * limit.astype(dtype)
+        new = jnp.where(below, g, new.astype(g.dtype))
+        return request.note(new, g, scale, jnp.square(scale * root(squared)))
+
+    return [clipped(*row) for row in zip(grads, squared, strict=True)]
