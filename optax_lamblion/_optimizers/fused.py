@@ -141,16 +141,15 @@ def _scaled(grads, scale, request):
 
 
 def _check_grad_scale(scale):
-    known = isinstance(scale, int | float | np.number)
-    dtype = np.dtype(type(scale)) if known else getattr(scale, "dtype", None)
-    is_real = dtype is not None and any(jnp.issubdtype(dtype, x) for x in (jnp.floating, jnp.integer))
-    if isinstance(scale, bool) or not is_real or jnp.shape(scale):
+    known = isinstance(scale, int | float | np.number) and not isinstance(scale, bool)
+    dtype = np.dtype(type(scale)) if known else getattr(scale, "dtype", np.dtype(bool))
+    is_real = jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+    if not is_real or jnp.shape(scale):
         raise TypeError(
             "`grad_scale` must be one real number, such as `1 / loss_scale`, got "
-            f"{scale if dtype is None else f'an array of shape {jnp.shape(scale)} and {dtype}'!r}. "
-            "A schedule is called where the step is made: `grad_scale=schedule(step)`."
+            f"{scale!r}. A schedule is called where the step is made: `grad_scale=schedule(step)`."
         )
-    if known and not 0 < scale < math.inf:
+    if known and not 0 < float(scale) < math.inf:
         raise ValueError(f"`grad_scale` must be positive and finite, got {scale}.")
 
 

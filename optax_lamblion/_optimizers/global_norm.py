@@ -1,5 +1,6 @@
 """Clipping by the norm of all gradients together."""
 
+import functools
 from typing import Any
 
 import jax
@@ -59,8 +60,8 @@ def clip_by_global_norm(
       `optax.ScaleByScheduleState`, whose count is 4 bytes.
 
     Raises:
-      TypeError: `max_norm` is not a number or a schedule, or a schedule returns something else; a
-        gradient is not floating point.
+      TypeError: `max_norm` is not a number or a schedule, or a schedule returns something else;
+        `norm_axes` are neither names nor `PartitionSpec`s; a gradient is not floating point.
       ValueError: `max_norm` is not positive; gradients are on several meshes; nothing says how they
         are divided.
 
@@ -78,6 +79,7 @@ def clip_by_global_norm(
       <https://arxiv.org/abs/1211.5063>`_, 2012, Algorithm 1.
     """
     check_positive("max_norm", max_norm)
+    _check_norm_axes(norm_axes)
 
     def init(params):
         del params
@@ -94,49 +96,64 @@ def clip_by_global_norm(
             state = state._replace(count=optax.safe_increment(state.count))
         rows, tree = jax.tree_util.tree_flatten_with_path(updates)
         grads = [g for _, g in rows]
-        _check(rows, norm_axes)
-        of_leaves = _axes_of_leaves(norm_axes, updates)
-        return tree.unflatten(_clipped(grads, limit, of_leaves, request_of(extra_args))), state
+        _check_gradients(rows, norm_axes)
+        axes = _axes_of_leaves(norm_axes, updates)
+        return tree.unflatten(_clipped(grads, limit, axes, request_of(extra_args))), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _check(rows, norm_axes):
+def _check_gradients(rows, norm_axes):
     for path, g in rows:
         check_gradient(path_string(path), g, None)
     check_one_mesh((path_string(path), [g]) for path, g in rows)
     regions.check_norm_axes([g for _, g in rows], norm_axes, "norm_axes={}")
 
 
-def _axes_of_leaves(norm_axes, updates):
-    """The mesh axes of every gradient, in the order of leaves; None where types say it."""
-    if norm_axes is None:
-        return None
-    if isinstance(norm_axes, tuple | list) and all(isinstance(x, str) for x in norm_axes):
-        return [tuple(norm_axes)] * len(jax.tree.leaves(updates))
+_IS_SPEC = dict(is_leaf=lambda x: isinstance(x, PartitionSpec))
 
-    def names(spec, _):
+
+def _are_names(norm_axes):
+    return isinstance(norm_axes, tuple | list) and all(isinstance(x, str) for x in norm_axes)
+
+
+def _check_norm_axes(norm_axes):
+    if norm_axes is None or _are_names(norm_axes):
+        return
+    for spec in jax.tree.leaves(norm_axes, **_IS_SPEC):
         if not isinstance(spec, PartitionSpec):
             raise TypeError(
                 "`norm_axes` must be a tuple of names of mesh axes, such as "
                 '`norm_axes=("data",)`, or a tree of `jax.sharding.PartitionSpec` like the '
                 f"gradients, and has {spec!r}."
             )
-        axes = ((entry,) if isinstance(entry, str) else entry or () for entry in spec)
-        return [tuple(name for of_axis in axes for name in of_axis)]
-
-    is_spec = dict(is_leaf=lambda x: isinstance(x, PartitionSpec))
-    specs = jax.tree.broadcast(norm_axes, updates, **is_spec)
-    named = jax.tree.map(names, specs, updates, **is_spec)
-    return sum(jax.tree.leaves(named, is_leaf=lambda x: isinstance(x, list)), [])
 
 
-def _clipped(grads, limit, of_leaves, request):
+def _axes_of_leaves(norm_axes, updates):
+    """The mesh axes that divide every gradient, in the order of leaves; None if types say it."""
+    if norm_axes is None or _are_names(norm_axes):
+        return norm_axes
+    try:
+        specs = jax.tree.leaves(jax.tree.broadcast(norm_axes, updates, **_IS_SPEC), **_IS_SPEC)
+    except ValueError as error:
+        raise ValueError(
+            "`norm_axes` must have a `PartitionSpec` for every gradient, or for a tree of them: "
+            f"{' '.join(str(error).split())}"
+        ) from None
+    return [_names(spec) for spec in specs]
+
+
+def _names(spec):
+    entries = ((x,) if isinstance(x, str) else x or () for x in spec)
+    return tuple(name for names in entries for name in names)
+
+
+def _clipped(grads, limit, axes, request):
     """The gradients, scaled to a norm of `limit` where that of all of them is not below it."""
     if not grads:
         return grads
-    squared = norms.squared_norms([request.origin(g) for g in grads], of_leaves)
-    norm = root(sum(squared[1:], squared[0]))
+    squared = norms.squared_norms([request.origin(g) for g in grads], axes)
+    norm = root(functools.reduce(jnp.add, squared))
     limit = jnp.asarray(limit).astype(norm.dtype)
     below = norm < limit
     # Where nothing is divided by it, a norm of 0 would make the derivative NaN.

@@ -35,15 +35,15 @@ def squared_norms_of_finite(origins, stacked=None, norm_axes=None):
     sums = _squared(origins, stacked, jnp.float32, norm_axes, finite=True)
     # A norm that was known before is that of all elements. If it is not finite, the global norm was
     # not, and clipping by that has left no element but zeros and NaN.
-    sums = [jnp.where(jnp.isnan(x), 0, x.astype(jnp.float32)) for x in sums]
+    sums = [jnp.where(jnp.isnan(x), 0, x) for x in sums]
     return [jnp.minimum(x, jnp.finfo(jnp.float32).max) for x in sums]
 
 
 def _squared(origins, stacked, dtype, norm_axes, *, finite):
-    known = [None if s else x.squared for x, s in zip(origins, stacked, strict=True)]
+    known: list[Any] = [None if s else x.squared for x, s in zip(origins, stacked, strict=True)]
     new = [i for i, x in enumerate(known) if x is None]
     if not new:
-        return known
+        return [x.astype(dtype) for x in known]
     grads = [origins[i].raw for i in new]
     if norm_axes is not None:
         of_leaves = regions.axes_of_leaves(norm_axes, len(origins))
@@ -51,7 +51,7 @@ def _squared(origins, stacked, dtype, norm_axes, *, finite):
     program = _SquaredNorms(tuple(stacked[i] for i in new), jnp.dtype(dtype), finite)
     args = [(origins[i].raw, origins[i].scale) for i in new]
     sums = iter(ways_in.on_shards(program, args, grads, norm_axes))
-    return [next(sums) if x is None else x for x in known]
+    return [next(sums) if x is None else x.astype(dtype) for x in known]
 
 
 class _SquaredNorms(NamedTuple):
@@ -65,7 +65,8 @@ class _SquaredNorms(NamedTuple):
 
     def run(self, region, args):
         """The sum for every gradient."""
-        sums = [self._sum(*x, stacked) for x, stacked in zip(args, self.stacked, strict=True)]
+        pairs = zip(args, self.stacked, strict=True)
+        sums = [self._sum(g, scale, stacked) for (g, scale), stacked in pairs]
         # `Region.total` takes an array of two axes for the sums of a stack of layers.
         sums = [x[:, None] if x.ndim else x for x in sums]
         totals = region.total(range(len(sums)), sums)

@@ -168,8 +168,7 @@ def check_positive(name, value):
     """Raises unless it is a schedule or a number that is positive; infinity is one as well."""
     if not (_is_number(value) and value == math.inf):
         _check_value(name, value)
-    known = _is_number(value) or isinstance(value, np.generic | np.ndarray)
-    if known and not value > 0:
+    if (_is_number(value) or isinstance(value, np.number)) and not float(value) > 0:
         raise ValueError(f"`{name}` must be positive, got {value}.")
 
 

@@ -79,9 +79,7 @@ def test_devices_add_up_the_norm_and_those_of_lamb(facts_for, name, form):
 
 def test_a_stream_of_pages_waits_for_the_norm_alone(facts_for):
     """No scaled gradient is written before it: the difference to Optax's clip is that."""
-    of = {
-        how: facts_for("h200")[f"paged_lion8bit/training{how}"]["facts"] for how in paged.CLIPS
-    }
+    of = {how: facts_for("h200")[f"paged_lion8bit/training{how}"]["facts"] for how in paged.CLIPS}
     gradients = 2 * paged.LAYERS * 2048 * 4096
 
     def written(how):

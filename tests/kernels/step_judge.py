@@ -58,6 +58,12 @@ class Observed:
     update: Any
     before: dict[str, np.ndarray]
     after: dict[str, np.ndarray]
+    scale: float = 1.0
+    """What the gradient is multiplied by, before percentile clipping."""
+    scale_error: float = 0.0
+    """The relative error of that in float32."""
+    fused: bool = False
+    """Whether the update is none, but the parameter that it leads to."""
 
 
 def find_state(state):
@@ -146,14 +152,18 @@ def check_slot(observed, slot, value, error, hyper):
 
 
 def check_update(observed, candidates, bounds, allowed):
-    """The update is one of the candidates, rounded once to its dtype."""
+    """The update is one of the candidates, rounded once to its dtype; or what it leads to is."""
     with jax.numpy_dtype_promotion("standard"):
         dtype = jax.numpy.promote_types(observed.p.dtype, observed.g.dtype)
+    dtype = observed.p.dtype if observed.fused else dtype
     assert observed.update.dtype == dtype
     info = jax.numpy.finfo(dtype)
     seen = float64(observed.update)
     ok = np.zeros(seen.shape, bool)
     for candidate, bound, may in zip(candidates, bounds, allowed, strict=True):
+        if observed.fused:  # the sum is one operation more
+            candidate = float64(observed.p) + candidate
+            bound = bound + ULP * np.abs(candidate)
         rounding = float(info.eps) / 2 * np.abs(candidate) + float(info.smallest_subnormal) / 2
         ok |= may & (np.abs(seen - candidate) <= bound + rounding)
     first = tuple(np.argwhere(~ok)[:1].ravel().tolist())
@@ -163,17 +173,17 @@ def check_update(observed, candidates, bounds, allowed):
 
 
 def _gradient_scale(observed, hyper):
-    """Percentile clipping: the factor on the gradient, its relative error, and the ring."""
+    """The factor on the gradient and its relative error, after a look at the ring of norms."""
     if hyper.percentile is None:
         assert observed.after.get("gnorm_history") is None
-        return 1.0, 0.0
+        return observed.scale, observed.scale_error
     before = observed.before["gnorm_history"]
     history, scale = oracles.percentile_scale(
-        before, float64(observed.g), observed.t, hyper.percentile
+        before, observed.scale * float64(observed.g), observed.t, hyper.percentile
     )
-    error = sum_error(observed.g.size)
+    error = sum_error(observed.g.size) + observed.scale_error
     assert_within(observed.after["gnorm_history"], history, 2 * error * history, "gnorm_history")
-    return scale, error
+    return observed.scale * scale, error + observed.scale_error
 
 
 def sum_error(size):

@@ -13,13 +13,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_lamblion
-from optax_lamblion import StateOptions
+from optax_lamblion import StateOptions, apply_fused, clip_by_global_norm
 from tests import oracles
 from tests.kernels.interpreted import interpreted
-from tests.kernels.step_judge import Hyper, Observed, find_state, judge_adam, judge_lion
+from tests.kernels.step_judge import (
+    Hyper,
+    Observed,
+    find_state,
+    float64,
+    judge_adam,
+    judge_lion,
+    sum_error,
+)
 
 LEAVES = {
     "odd_tail": (4097,),
@@ -57,6 +66,8 @@ class Case:
     dtypes: dict[str, tuple[str, str]]
     poison: dict[int, float]
     zero: bool
+    scaled: dict[str, float]
+    """`max_norm` and `grad_scale` of a step by `apply_fused`; without one, it is by `update`."""
 
     @property
     def optimizer(self):
@@ -65,7 +76,7 @@ class Case:
 
 def case(
     name, *, codec="power", block_size=256, leaves=FEW, dtypes="float32", poison=None,
-    zero=False, judged=None, **extra,
+    zero=False, judged=None, scaled=None, **extra,
 ):  # fmt: skip
     """A case of the optimizer that `name` starts with; `judged` overrides what the oracle uses."""
     base = dict(LION if name.startswith("lion") else ADAM) | extra
@@ -75,7 +86,9 @@ def case(
     options = StateOptions(block_size=block_size, codec=codec)
     hyper = Hyper(**(numbers | (judged or {})), ratio=name.startswith("lamb"))
     arguments = base | dict(options=options)
-    return Case(name, arguments, hyper, tuple(leaves), DTYPES[dtypes], poison or {}, zero)
+    return Case(
+        name, arguments, hyper, tuple(leaves), DTYPES[dtypes], poison or {}, zero, scaled or {}
+    )
 
 
 GRID = [
@@ -126,6 +139,19 @@ OPTIONS = [
     case("lion8bit-huge", poison=HUGE),
     case("lamb8bit-huge", poison=HUGE),
     case("lamb32bit-huge", poison=HUGE),
+    # A global norm is about 5, and the clip about a tenth.
+    case("lion8bit-clipped", scaled=dict(max_norm=0.5)),
+    case("lamb8bit-clipped", scaled=dict(max_norm=0.5)),
+    case("adamw8bit-clipped", scaled=dict(max_norm=0.5, grad_scale=0.75)),
+    case("lion32bit-clipped", scaled=dict(max_norm=0.5, grad_scale=0.75)),
+    case("lamb32bit-clipped", scaled=dict(max_norm=0.5)),
+    case("lion8bit-clipped_mixed", scaled=dict(max_norm=0.5), leaves=LEAVES, dtypes="mixed"),
+    case("lamb8bit-clipped_bfloat16", scaled=dict(max_norm=0.5), dtypes="bfloat16"),
+    case("lion8bit-clipped_twice", scaled=dict(max_norm=0.5), percentile_clipping=5),
+    case("lamb8bit-clipped_twice", scaled=dict(max_norm=0.5, grad_scale=3), percentile_clipping=5),
+    case("lion8bit-scaled_non_finite", scaled=dict(grad_scale=2.0**-15), poison=POISON),
+    case("lamb8bit-scaled_non_finite", scaled=dict(grad_scale=0.3), poison=POISON),
+    case("adamw8bit-scaled_huge", scaled=dict(grad_scale=0.3), poison=HUGE),
     case("lion32bit-non_finite", poison=POISON),
     case("lamb32bit-non_finite", poison=POISON),
     case(
@@ -199,13 +225,22 @@ def observe(name, implementation="xla"):
 def _observe(case):
     mask = {leaf: leaf != "undecayed_4d" for leaf in case.leaves}
     tx = getattr(optax_lamblion, case.optimizer)(**case.arguments, mask=mask)
+    if max_norm := case.scaled.get("max_norm"):
+        tx = optax.chain(clip_by_global_norm(max_norm), tx)
     params = parameters(case)
     state = tx.init(params)
     update = jax.jit(tx.update)
+    scale = case.scaled.get("grad_scale")
+    fused = jax.jit(lambda p, g, state: apply_fused(tx, p, g, state, grad_scale=scale))
     for t in range(1, 5):
         before, grads = find_state(state), gradients(case, t)
-        updates, state = update(grads, state, params)
-        if t < 4 and not case.zero:
+        if case.scaled:
+            updates, state = fused(params, grads, state)
+        else:
+            updates, state = update(grads, state, params)
+        if t < 4 and case.scaled:
+            params = updates
+        elif t < 4 and not case.zero:
             # `apply_updates`, which strict promotion refuses for mixed dtypes.
             params = {k: (p + updates[k].astype(p.dtype)) for k, p in params.items()}
     after = find_state(state)
@@ -219,9 +254,21 @@ def _observe(case):
             updates[leaf],
             _fields(before, leaf),
             _fields(after, leaf),
+            *scale_of(grads, **case.scaled),
+            bool(case.scaled),
         )
         for leaf in case.leaves
     }
+
+
+def scale_of(grads, max_norm=None, grad_scale=1.0):
+    """What gradients are to be multiplied by, and how far that is off in float32."""
+    if max_norm is None:
+        return grad_scale, 0.0
+    sizes = [g.size for g in grads.values()]
+    norm = np.linalg.norm([np.linalg.norm(grad_scale * float64(g)) for g in grads.values()])
+    assert norm > 2 * max_norm
+    return grad_scale * max_norm / norm, sum_error(sum(sizes))
 
 
 @pytest.mark.parametrize("name, leaf, by", STEPS, ids=["-".join(step) for step in STEPS])
