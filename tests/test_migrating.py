@@ -159,6 +159,7 @@ OPTAX = {
     "`optax.scale_by_trust_ratio` to `scale_by_lamb`": optax.scale_by_trust_ratio,
     "`optax.adamw` to `adamw`, `adamw8bit`, `adamw32bit`": optax.adamw,
     "`optax.scale_by_adam` to `scale_by_adam`": optax.scale_by_adam,
+    "`optax.clip_by_global_norm` to `clip_by_global_norm`": optax.clip_by_global_norm,
     "`optax.adamw` to `lion8bit` or `lamb8bit`": optax.adamw,
 }
 
@@ -181,6 +182,7 @@ def test_arguments_beside_those_of_optax_are_ours_and_have_that_default(heading)
         for name in code(here):
             defaults = [parameters(f)[name].default for f in functions if name in parameters(f)]
             agree = len(set(defaults)) == 1 and len(defaults) == len(functions)
+            agree = agree and defaults[0] is not inspect.Parameter.empty
             assert defaults and values(default) == (defaults[:1] if agree else [])
 
 

@@ -152,7 +152,7 @@ def adamw8bit(
     moments in 32 bits.
 
     Examples:
-      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), adamw8bit(3e-4, weight_decay=0.1))
+      >>> tx = optax.chain(clip_by_global_norm(1.0), adamw8bit(3e-4, weight_decay=0.1))
       >>> state = tx.init(jnp.zeros((64, 256)))
     """
     return adamw(**locals(), bits=8)

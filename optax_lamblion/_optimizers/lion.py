@@ -127,7 +127,7 @@ def lion8bit(
     momentum in 32 bits.
 
     Examples:
-      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), lion8bit(1e-4, weight_decay=0.1))
+      >>> tx = optax.chain(clip_by_global_norm(1.0), lion8bit(1e-4, weight_decay=0.1))
       >>> state = tx.init(jnp.zeros((64, 256)))
     """
     return lion(**locals(), bits=8)
@@ -256,7 +256,7 @@ def paged_lion8bit(
     See `lion` for the equations and arguments, and `paged_lion` for what paging does.
 
     Examples:
-      >>> tx = optax.chain(optax.clip_by_global_norm(1.0), paged_lion8bit(1e-4, weight_decay=0.1))
+      >>> tx = optax.chain(clip_by_global_norm(1.0), paged_lion8bit(1e-4, weight_decay=0.1))
       >>> params = jnp.ones((1024, 256))
       >>> state = tx.init(params)
       >>> params, state = apply_fused(tx, params, jnp.ones((1024, 256)), state)

@@ -110,6 +110,6 @@ def training_chain(
         end_value=0.05 * peak,
     )
     return optax.chain(
-        optax.clip_by_global_norm(1.0),
+        ol.clip_by_global_norm(1.0),
         row.factory(schedule, weight_decay=decay),
     )

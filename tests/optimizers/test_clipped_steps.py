@@ -37,11 +37,16 @@ def chains(v, max_norm=1.0, **overrides):
     return [optax.chain(clip(max_norm), v(**overrides)) for clip in CLIPS]
 
 
+@functools.cache
+def compiled(tx):
+    """A step, once for all gradients."""
+    return jax.jit(lambda p, g, state: apply_fused(tx, p, g, state))
+
+
 def fused_steps(tx, steps=1, make=problem.grads):
     """Parameters and state after some steps of `apply_fused`."""
     p = problem.committed(problem.params())
-    state = tx.init(p)
-    step = jax.jit(lambda p, g, state: apply_fused(tx, p, g, state))
+    state, step = tx.init(p), compiled(tx)
     for i in range(1, steps + 1):
         p, state = step(p, make(i), state)
     return p, state
@@ -79,23 +84,33 @@ def skipped(bad):
     return int(np.isinf(bad))
 
 
+@functools.cache
+def counting(v, kernels):
+    """As `chains`, anew for kernels."""
+    del kernels
+    return chains(v, options=StateOptions(count_skipped=True))
+
+
 @pytest.mark.parametrize("kernels", [False, True], ids=["xla", "kernels"])
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 @every(lambda v: v.name in ("lion8bit", "lamb8bit", "adamw8bit"))
 def test_what_is_not_finite(v, bad, kernels):
-    txs = chains(v, options=StateOptions(count_skipped=True))
+    txs = counting(v, kernels)
     with interpreted() if kernels else contextlib.nullcontext():
         ours, optaxs = (fused_steps(tx, 2, spoiled(bad)) for tx in txs)
     problem.assert_near(ours, optaxs, rtol=1e-5)
     assert ours[1][1].skipped == skipped(bad)
 
 
+WITH_HISTORY = chains(functools.partial(lion32bit, 1e-2), percentile_clipping=5)
+
+
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_histories_skip_what_is_not_finite(bad):
     """As where the gradients are clipped by Optax: nothing is left to record."""
-    txs = chains(functools.partial(lion32bit, 1e-2), percentile_clipping=5)
     once, twice = (
-        [fused_steps(tx, n, spoiled(bad))[1][1].gnorm_history for tx in txs] for n in (1, 2)
+        [fused_steps(tx, n, spoiled(bad))[1][1].gnorm_history for tx in WITH_HISTORY]
+        for n in (1, 2)
     )
     problem.assert_near(*twice, rtol=1e-6)
     problem.assert_equal(once, twice)
