@@ -154,6 +154,34 @@ MUTANTS = [
         f"{OPTIMIZERS}/test_nonfinite.py -k overflow",
     ),
     Mutant(
+        "of clips in a row the last one counts",
+        f"{OURS}/_optimizers/scaled.py",
+        "times(origin.scale, scale)",
+        "scale",
+        f"{OPTIMIZERS}/test_clipped_steps.py -k in_a_row -m slow",
+    ),
+    Mutant(
+        "percentiles go by norms before the clip",
+        f"{OURS}/_optimizers/global_norm.py",
+        "jnp.square(scale * root(squared))",
+        "squared",
+        f"{OPTIMIZERS}/test_clipped_steps.py -k 'both_kinds and lion8bit' -m slow",
+    ),
+    Mutant(
+        "a norm that is NaN clips nothing",
+        f"{OURS}/_optimizers/global_norm.py",
+        "below = norm < limit",
+        "below = ~(norm >= limit)",
+        f"{OPTIMIZERS}/test_global_norm.py -k not_finite",
+    ),
+    Mutant(
+        "a norm is that of gradients before they are scaled",
+        f"{OURS}/_optimizers/norms.py",
+        "g = g * jnp.asarray(scale).astype(self.dtype)",
+        "g = g + 0",
+        f"{OPTIMIZERS}/test_grad_scale.py -k 'sees_the_product and clipped' -m slow",
+    ),
+    Mutant(
         "a device with a copy of a shard counts in its norm",
         f"{OURS}/_mesh/regions.py",
         "sums = jnp.where(lax.axis_index(axis) == 0, sums, 0)",
@@ -282,7 +310,7 @@ MUTANTS = [
     ),
     Mutant(
         "norms of layers stay divided as the layers are",
-        f"{OURS}/_optimizers/clipping.py",
+        f"{OURS}/_optimizers/norms.py",
         "[ways_in.reshard(x, mesh, PartitionSpec()) for x in results]",
         "results",
         "tests/meshes/test_same_steps.py -k 'divided_layers and explicit' -m 'slow or not slow'",

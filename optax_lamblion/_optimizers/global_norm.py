@@ -25,8 +25,8 @@ def clip_by_global_norm(
     r"""Scales gradients down to a norm of all of them together.
 
     `optax.clip_by_global_norm`, which under `apply_fused` writes no scaled gradients: an optimizer
-    of this package that comes behind it multiplies each gradient where it reads it. That spares 4
-    bytes per bfloat16 parameter, two fifths of a step of `lion8bit`. The norm is read by
+    of this package that comes behind it multiplies each gradient where it reads it. With bfloat16,
+    clip and step of `lion8bit` move 10.03 bytes per parameter instead of 14.03. The norms serve
     `percentile_clipping` and `clip_by_percentile` behind it as well, which then make no pass of
     their own (but for `StateOptions.stacked` leaves, whose layers have norms of their own).
 

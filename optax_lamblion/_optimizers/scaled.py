@@ -9,6 +9,7 @@ Whatever makes another array of it on the way, makes one without a note, and tha
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from pallas_kernels.arithmetic.dtypes import promote
@@ -58,6 +59,10 @@ class Request:
             Origin(origin.raw, times(origin.scale, scale), squared),
         )
         return scaled
+
+
+# A wrapper may compile or map an `update`. Inside, arrays are others, and notes of no use.
+jax.tree_util.register_pytree_node(Request, lambda _: ((), None), lambda *_: Request())
 
 
 def request_of(extra_args) -> Request:

@@ -198,6 +198,22 @@ def test_no_tracer_outlives_the_call():
         fused(p, problem.grads(), tx.init(p))
 
 
+def test_an_update_may_be_compiled_by_itself():
+    """The request passes into it, and its notes do not."""
+
+    def tx(clip):
+        inner = optax.chain(clip(0.7), optax.sgd(0.1))
+
+        @jax.jit
+        def update(updates, state, params=None, **extra_args):
+            return inner.update(updates, state, params, **extra_args)
+
+        compiled = optax.GradientTransformationExtraArgs(inner.init, update)
+        return optax.chain(clip(1.0), compiled, optax.scale(0.5))
+
+    problem.assert_near(*(fused_steps(tx(clip), 2) for clip in CLIPS), rtol=1e-6)
+
+
 @pytest.mark.parametrize("jit", [False, True], ids=["eager", "jit"])
 def test_a_step_may_be_mapped(jit):
     """Every member of a population has a norm of its own."""
