@@ -13,7 +13,8 @@ from tests.deviceless.cases import Case, case
 
 LEAVES = 2
 NAMES = "lion8bit", "lamb8bit", "adamw8bit"
-MESHES = {"lion8bit": "explicit", "lamb8bit": "auto"}
+MESHES = {"lion8bit": ("explicit", {}), "lamb8bit": ("auto", dict(percentile_clipping=5))}
+"""Axes, and whether there is another clip: its norms are to be those of the first one."""
 
 
 def params(leaves):
@@ -54,7 +55,7 @@ def _all_at_once(name):
     return scaled_step(chained(name, percentile_clipping=5), params(1))
 
 
-def _on_mesh(name, kind, **kwargs):
+def _on_mesh(name, kind, kwargs):
     return meshes.step(chained(name, **kwargs), kind, True)
 
 
@@ -63,6 +64,5 @@ for _name in NAMES:
     _case(f"{_name}/scaled", _scaled, _name)
     _case(f"{_name}/scaled, by percentile too", _all_at_once, _name)
 _case("lion8bit/Optax's", _clipped, "lion8bit", optax.clip_by_global_norm, LEAVES)
-for _name, _kind in MESHES.items():
-    _case(f"{_name}/8", _on_mesh, _name, _kind)
-    _case(f"{_name}/8, by percentile too", _on_mesh, _name, _kind, percentile_clipping=5)
+for _name, _on in MESHES.items():
+    _case(f"{_name}/8", _on_mesh, _name, *_on)
