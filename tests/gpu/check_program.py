@@ -29,7 +29,7 @@ KERNELS = {  # by optimizer and whether parameters are returned
 
 def checks(run):
     """`(name, function)` for each claim about each optimizer."""
-    for claim in (_fused, _same_bits, _scan, _vmap, _chain, _non_finite):
+    for claim in (_fused, _same_bits, _scan, _vmap, _chain, _clip, _non_finite):
         for name in OPTIMIZERS:
             for dtype in ("bfloat16", "float32"):
                 if run.quick and dtype == "float32" or run.tiny and claim not in (_fused, _vmap):
@@ -117,8 +117,8 @@ _ROUNDINGS = 16
 powers, and eighth powers of which roots are taken, in another order, and divide in another way."""
 
 
-def _steps(tx, params, grads, wrap=jax.jit):
-    step = wrap(functools.partial(apply_fused, tx))
+def _steps(tx, params, grads, wrap=jax.jit, **extra):
+    step = wrap(functools.partial(apply_fused, tx, **extra))
     state = tx.init(params)
     for g in grads:
         params, state = step(params, g, state)
@@ -191,15 +191,25 @@ def _close(a, b, what):
 def _chain(tx, dtype):
     """It works in optax.chain, donated."""
     params, grads = params_and_grads(dtype)
-    chained = optax.chain(optax.clip_by_global_norm(1e9), tx)
     expected = _steps(tx, params, grads)[0]
-    got = _steps(
-        chained,
-        jax.tree.map(jnp.copy, params),
-        grads,
-        wrap=functools.partial(jax.jit, donate_argnums=(0, 2)),
-    )[0]
-    _close(got, expected, "chain")
+    _close(
+        _donated(optax.chain(optax.clip_by_global_norm(1e9), tx), params, grads), expected, "chain"
+    )
+
+
+def _clip(tx, dtype):
+    """A scale of all gradients is a scalar of the kernels."""
+    params, grads = params_and_grads(dtype)
+    scale = 2.0**-6  # by which no gradient is rounded, in a kernel or before it
+    scaled = jax.tree.map(lambda g: g * jnp.asarray(scale, g.dtype), grads)
+    chained = optax.chain(optax_lamblion.clip_by_global_norm(1e9), tx)
+    got = _donated(chained, params, grads, grad_scale=jnp.float32(scale))
+    _close(got, _steps(tx, params, scaled)[0], "scaled")
+
+
+def _donated(tx, params, grads, **extra):
+    wrap = functools.partial(jax.jit, donate_argnums=(0, 2))
+    return _steps(tx, jax.tree.map(jnp.copy, params), grads, wrap, **extra)[0]
 
 
 def _non_finite(tx, dtype):

@@ -44,6 +44,11 @@ def adamw8(g, p, form):
     }[form]
 
 
+def clip(g, by):
+    """A clip by the global norm, of gradients of `g` bytes: the norm, and Optax's product."""
+    return {"ours": g, "optax": 3 * g}[by]
+
+
 def lion32(g, p, mu):
     """Lion with a momentum of `mu` bytes, in one pass."""
     return g + 2 * p + 2 * mu

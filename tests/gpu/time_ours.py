@@ -45,6 +45,8 @@ def programs(run):
     for name in names:
         yield ours("gpt2", gpt2, name, "bf16", bf16, True, profile=True)
     yield looped(gpt2)
+    for by in ("ours", "optax"):
+        yield clipped(leaves, by)
     for name, (dtype, pair) in itertools.product(names, DTYPES.items()):
         yield ours("large", leaves, name, dtype, pair, False)
     for (dtype, pair), mu in itertools.product(DTYPES.items(), ("f32", "bf16")):
@@ -187,6 +189,18 @@ def ours(
         about=about,
         profile=profile,
     )
+
+
+def clipped(leaves, by):
+    """A `Program`: `lion8bit` behind a clip by the global norm, of this package or Optax's."""
+    clip = {"ours": optax_lamblion, "optax": optax}[by].clip_by_global_norm(1.0)
+    tx = optax.chain(clip, optax_lamblion.lion8bit(1e-4, weight_decay=0.1))
+    params, grads = trees(leaves, DTYPES["bf16"])
+    step, carry = stepping(tx, params, True)
+    floor = floors.lion8(2, 2, "apply_fused") + floors.clip(2, by)
+    about = {"what": "clipped", "optimizer": "lion8bit", "dtype": "bf16", "clip": by}
+    name = f"large: lion8bit bf16 apply_fused, clip of {by}"
+    return Program(name, step, carry, grads, elements(leaves), floor, about=about)
 
 
 def tiled(leaves, rule, per_thread, interpret):
