@@ -29,8 +29,8 @@ class Implementation(NamedTuple):
     - `why_not(leaf)`: why it cannot step a leaf, or None.
     - `step(leaf)` returns `Stepped`.
     - `moments(leaf)` returns `Halfway`, and `apply(leaf, ratio, tiles)` parameters or updates: the
-      two halves that a norm over devices or pages needs. `unknown_tiles(leaf)` stands for what only
-      its own `moments` can tell `apply`.
+      two halves that a norm over devices or pages needs. `adopted(leaf, halfway)` is another one's
+      `Halfway` in the form of its own.
     """
 
     platform: str | None
@@ -39,7 +39,7 @@ class Implementation(NamedTuple):
     step: Callable[[Leaf], Stepped]
     moments: Callable[[Leaf], Halfway]
     apply: Callable[..., Any]
-    unknown_tiles: Callable[[Leaf], Any] = lambda leaf: None
+    adopted: Callable[[Leaf, Halfway], Halfway] = lambda leaf, halfway: halfway
 
 
 @functools.cache
@@ -72,7 +72,7 @@ IMPLEMENTATIONS = {
         mosaic.step,
         mosaic.moments,
         mosaic.apply,
-        mosaic.unknown_tiles,
+        mosaic.adopted,
     ),
     "xla": Implementation(None, lambda: None, xla.why_not, xla.step, xla.moments, xla.apply),
 }
@@ -106,18 +106,26 @@ def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
     return _run("apply", leaf, ratio, tiles)
 
 
+def has_kernel(leaf: Leaf) -> bool:
+    """Whether a kernel steps a leaf where it is compiled for its platform."""
+    return _chosen(leaf)[0] != GENERAL and not _is_distributed(leaf)
+
+
+def _chosen(leaf):
+    """The `choice` for a leaf, and what was asked for."""
+    general = leaf.size < TILE or not leaf.coded
+    implementation = GENERAL if general else leaf.spec.implementation
+    why_not = {name: entry.why_not for name, entry in IMPLEMENTATIONS.items()}
+    return choice(implementation, lambda name: why_not[name](leaf)), implementation
+
+
 def _run(method, leaf, *args):
-    implementation = leaf.spec.implementation
-    if leaf.size < TILE or not leaf.coded:
-        implementation = GENERAL
+    chosen, implementation = _chosen(leaf)
     calls = {name: getattr(entry, method) for name, entry in IMPLEMENTATIONS.items()}
-    chosen = choice(implementation, lambda name: IMPLEMENTATIONS[name].why_not(leaf))
 
     def general(leaf, *args):
         out = calls[GENERAL](leaf, *args)
-        if method == "moments":  # with what stands for what the other one knows
-            out = out._replace(tiles=IMPLEMENTATIONS[chosen].unknown_tiles(leaf))
-        return out
+        return IMPLEMENTATIONS[chosen].adopted(leaf, out) if method == "moments" else out
 
     return call(chosen, implementation, {**calls, GENERAL: general}, (leaf, *args))
 
@@ -138,7 +146,7 @@ def choice(implementation, why_not) -> str:
                 f'`implementation="{implementation}"` cannot run this: {why}. {_REMEDY}'
             )
         return implementation
-    here = _compiles_for()
+    here = compiles_for()
     for name, entry in IMPLEMENTATIONS.items():
         reachable = entry.platform is None or entry.platform in here
         if reachable and not (why_not(name) or entry.why_not_here()):
@@ -190,7 +198,7 @@ def describe():
     return "mosaic", f"the GPU's compute capability is {capability}, and kernels move fewer bytes"
 
 
-def _compiles_for():
+def compiles_for():
     """The platforms that a program can be compiled for: tracing for others takes time, too.
 
     Those of GPUs that are here, or that the mesh in use names when compiling ahead of time.

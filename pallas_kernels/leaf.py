@@ -118,8 +118,9 @@ class Halfway(NamedTuple):
 
     slots: tuple[StoredSlot, ...]
     sums: Any
-    """The squares of parameters and direction, `(2,)`, or `(layers, 2)`: to be added up over
-    devices for `step.ratio`. Of a piece `(grains, 2)`, for `step.sum_of_grains`."""
+    """The squares of parameters and direction, `(parts, 2)`, or `(parts, layers, 2)`: to be added
+    up over parts and devices for `step.ratio`. Of a piece `(grains, 2)`, for
+    `step.sum_of_grains`."""
     tiles: Any = None
     """What a kernel knows of its tiles, which spares `apply` a read."""
     skipped: Any = None

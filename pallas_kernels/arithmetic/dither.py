@@ -38,16 +38,16 @@ class Dither(NamedTuple):
     """uint32 scalar: the number of the step."""
     leaf: Any
     """uint32 scalar: what sets the leaf apart from others."""
-    scrambling: tuple[Any, ...] = ()
-    """For every slot which digits are other ones in this step (`scrambled`), uint32 scalars; none
-    without."""
+    digits: tuple[Any, ...] = ()
+    """For every slot how many first digits are left as they are (see `even_digits`), uint32
+    scalars; none without scrambling. Which others change is worked out where they are needed: so
+    all leaves of a step are given the same numbers but for `leaf`."""
     place: Place | None = None
     """Where in its tensor the shard lies that is stepped, if it is one."""
 
     def scrambled(self, digits):
         """It, with so many first digits left as they are in every slot (see `even_digits`)."""
-        noise = mix(self.step + self.leaf)
-        return self._replace(scrambling=tuple(noise >> n for n in digits))
+        return self._replace(digits=tuple(digits))
 
     def numbers(self, count, block_size, first=None):
         """The numbers of `count` consecutive blocks in their tensor, from `first` on (uint32).
@@ -65,7 +65,9 @@ class Dither(NamedTuple):
         """`u` for blocks of these numbers, float32 strictly between 0 and 1; `slot` is an index."""
         phase = self.step * jnp.uint32(STRIDES[slot]) + self.leaf
         bits = phase + numbers * jnp.uint32(BLOCK_STRIDE)
-        return fraction(bits ^ self.scrambling[slot] if self.scrambling else bits)
+        if self.digits:
+            bits = bits ^ (mix(self.step + self.leaf) >> self.digits[slot])
+        return fraction(bits)
 
 
 def even_digits(rule, s):

@@ -1,5 +1,6 @@
 """Runs a function over a leaf: over its tiles as one Mosaic GPU kernel, over the rest by XLA."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,6 +34,13 @@ class Sums(NamedTuple):
     """Float32, a row for every tile."""
     of_rest: Any
     """A row for the rest, or None."""
+
+    @property
+    def parts(self):
+        """Those of every tile, and after them those of the rest."""
+        if self.of_rest is None:
+            return self.of_tiles
+        return jnp.concatenate([self.of_tiles, self.of_rest])
 
     @property
     def total(self):
@@ -175,7 +183,11 @@ def _run(launch, read, written, out):
 
 
 def _map(function, *trees):
-    return jax.tree.map(function, *trees, is_leaf=lambda x: isinstance(x, Whole | Small))
+    return jax.tree.map(function, *trees, is_leaf=_is_marked)
+
+
+def _is_marked(x):
+    return isinstance(x, Whole | Small)
 
 
 def _array(x):
@@ -218,6 +230,24 @@ class _AfterTiles(NamedTuple):
         return pl.ds(self.begin, self.count)
 
 
+def _copied(tree):
+    """The arrays in a tree as they are now, copied by one kernel; what is `Small` as it is."""
+    # In one array of float32, in which all that a leaf consists of is exact: slices that are by
+    # themselves are a kernel each.
+    arrays = [x for x in jax.tree.leaves(tree, is_leaf=_is_marked) if not _is_marked(x)]
+    flat = jnp.concatenate([x.reshape(-1).astype(jnp.float32) for x in arrays])
+    flat = lax.optimization_barrier(flat)
+    used = itertools.accumulate([0, *(x.size for x in arrays)])
+
+    def copy(x):
+        if _is_marked(x):
+            return x
+        begin = next(used)
+        return flat[begin : begin + x.size].reshape(x.shape).astype(x.dtype)
+
+    return _map(copy, tree)
+
+
 def _run_rest(launch, read, written, made):
     """Runs the body on what the tiles leave; returns the new arrays and the sums of every part.
 
@@ -228,17 +258,16 @@ def _run_rest(launch, read, written, made):
 
     def rest_of(x):
         if isinstance(x, Small):
-            return x.array
+            return x
         place = _AfterTiles.of(cut, x, piece)
         return lax.dynamic_slice_in_dim(_array(x), place.begin, place.count)
 
     def rest_of_ref(x):
         return _array(x)[_AfterTiles.of(cut, x, piece).index]
 
-    small_read, small_written = lax.optimization_barrier(
-        (_map(rest_of, read), _map(rest_of_ref, written))
-    )
-    small_made = jax.tree.map(lambda x: jnp.zeros_like(rest_of(x)), made)
+    small_read, small_written = _copied((_map(rest_of, read), _map(rest_of_ref, written)))
+    small_read = _map(_array, small_read)
+    small_made = jax.tree.map(lambda x: jnp.zeros_like(_array(rest_of(x))), made)
     parts = rests(cut, piece)
     of_rest = [jnp.zeros((1, sums), jnp.float32) for _ in parts] if sums else [None] * len(parts)
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 
 from pallas_kernels.arithmetic import step as shared
 from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows
-from pallas_kernels.arithmetic.dither import Dither
 from pallas_kernels.leaf import Halfway, Leaf, Stepped, StoredSlot
 from pallas_kernels.mosaic import bodies
 from pallas_kernels.mosaic.ladders import for_kernel
@@ -40,7 +39,8 @@ def step(leaf: Leaf, *, interpret: Any = None) -> Stepped:
     rule, emit = leaf.spec.rule, leaf.spec.emit
     if rule.ratio:
         halfway = _moments(call)
-        out = _apply(call, leaf, halfway.slots, shared.ratio(halfway.sums, call.s), halfway.tiles)
+        ratio = shared.ratio(jnp.sum(halfway.sums, axis=0), call.s)
+        out = _apply(call, leaf, halfway.slots, ratio, halfway.tiles)
         return Stepped(out, halfway.slots, halfway.skipped)
     if emit == "params":
         return _in_one_pass(call)
@@ -74,11 +74,17 @@ def apply(leaf: Leaf, ratio: Any, tiles: Any = None, *, interpret: Any = None) -
     return _apply(_Call.of(leaf, interpret), leaf, leaf.slots, ratio, tiles)
 
 
-def unknown_tiles(leaf: Leaf) -> Any:
-    """In place of what `moments` knows of its tiles: that it knows nothing."""
+def adopted(leaf: Leaf, halfway: Halfway) -> Halfway:
+    """What another implementation made of a leaf, in the form of `moments`.
+
+    Nothing is known of tiles then, and all sums are in the first part.
+    """
     if leaf.start is not None:
-        return None
-    return jnp.full((_Call.of(leaf, None).cut.tiles, 3), jnp.inf)
+        return halfway
+    cut, sums = _Call.of(leaf, None).cut, halfway.sums
+    if not leaf.spec.stacked:
+        sums = jnp.pad(sums, ((0, cut.parts - 1), (0, 0)))
+    return halfway._replace(sums=sums, tiles=jnp.full((cut.tiles, 3), jnp.inf))
 
 
 # ----------------------------------------------------------------------------------- the kernels
@@ -120,11 +126,11 @@ def _skipped(call, sums):
 def _moments(call):
     slots, sums = _new_state(call)
     if call.leaf.start is not None:
-        of_leaf, tiles = sums.of_grains(), None
+        parts, tiles = sums.of_grains(), None
     else:
         layers, tiles = call.layers, sums.of_tiles
-        of_leaf = sums.total if layers is None else sums.of_layers(layers)
-    squares = jnp.stack([of_leaf[..., bodies.PARAM], of_leaf[..., bodies.UPDATE]], -1)
+        parts = sums.parts if layers is None else sums.of_layers(layers)[None]
+    squares = jnp.stack([parts[..., bodies.PARAM], parts[..., bodies.UPDATE]], -1)
     return Halfway(slots, squares, tiles, _skipped(call, sums))
 
 
@@ -229,7 +235,7 @@ class _Hyper(NamedTuple):
     """Those of which every layer of a stack has its own, `(scalars, layers)`; None if there are
     none."""
     dither: Any
-    """The numbers of a `Dither`; None where nothing is rounded."""
+    """The numbers of a `Dither`, in arrays; None where nothing is rounded."""
     place: Any
     """Where a shard lies, as arrays; None where there is none."""
     of_layers: tuple[bool, ...]
@@ -246,7 +252,7 @@ class _Hyper(NamedTuple):
         return cls(
             floats,
             jnp.stack(by_layer) if by_layer else None,
-            None if dither is None else jnp.stack([dither.step, dither.leaf, *dither.scrambling]),
+            None if dither is None else _numbers(dither),
             None if dither is None else jax.tree.map(lambda x: x.reshape(1), dither.place),
             tuple(bool(x.ndim) for x in values),
             tree,
@@ -263,13 +269,17 @@ class _Hyper(NamedTuple):
         return self.tree.unflatten(values)
 
 
+def _numbers(dither):
+    # Every number by itself: it would take a launch to put together what differs between leaves.
+    return jax.tree.map(lambda x: x.reshape(1), dither._replace(place=None))
+
+
 def _dither(small):
     """A `Dither` from references to the arrays of a `_Hyper`."""
     if small["dither"] is None:
         return None
-    step, leaf, *scrambling = (small["dither"][i] for i in range(small["dither"].shape[0]))
-    place = jax.tree.map(lambda ref: ref[0], small["place"])
-    return Dither(step, leaf, tuple(scrambling), place)
+    numbers = jax.tree.map(lambda ref: ref[0], small["dither"])
+    return numbers._replace(place=jax.tree.map(lambda ref: ref[0], small["place"]))
 
 
 class _Call(NamedTuple):

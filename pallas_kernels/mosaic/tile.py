@@ -47,6 +47,11 @@ class Cut(NamedTuple):
         return self.size // (self.rows * self.block)
 
     @property
+    def parts(self):
+        """The number of parts of the sums over a leaf: of the tiles, and of what `rests` says."""
+        return self.tiles + len(rests(self))
+
+    @property
     def covered(self):
         """The elements in whole tiles."""
         return self.tiles * self.rows * self.block

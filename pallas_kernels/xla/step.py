@@ -58,7 +58,7 @@ def moments(leaf: Leaf) -> Halfway:
     direction = _decayed_direction(given, stored)
     if leaf.piece is None:
         # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
-        sums = _sums(given, direction, by_grains=False)
+        sums = _sums(given, direction, by_grains=False)[None]
     else:
         sums = jnp.stack([squares(given.p), squares(direction)], 1)
     return Halfway(_in_state(leaf, stored), sums, skipped=_skipped(given))
@@ -221,7 +221,9 @@ def _same(x):
 
 def _prepared(given, absmaxes):
     """`step.prepared` for the blocks of a leaf, or of a piece."""
-    shape = next((a.shape for a in absmaxes if a is not None), ())
+    shape = next((a.shape for a in absmaxes if a is not None), None)
+    if shape is None:  # there are no codes
+        return absmaxes
     numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, given.first)
     return shared.prepared(given.spec, absmaxes, given.dither, numbers.reshape(shape))
 

@@ -124,7 +124,7 @@ def test_the_judge_of_a_step_predicts_the_dither_of_every_block(case):
     given, step, seen = step_of(case)
     *arrays, dither = given
     others = [dither._replace(step=dither.step + 1), dither._replace(leaf=~dither.leaf)]
-    others.append(dither._replace(scrambling=()))
+    others.append(dither._replace(digits=()))
     # Blocks are counted as those of a shard, which begins in the second row of its tensor.
     rows, columns = case.shape
     place = Place((1 + rows, columns), case.shape, (jnp.uint32(1), None))
