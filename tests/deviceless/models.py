@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from optax_lamblion.demo import shapes
 from tests.deviceless.cases import MODES, case, ours
 
-OPTIMIZERS = ("lion8bit", "lamb8bit")
+OPTIMIZERS = ("lion8bit", "lamb8bit", "adamw8bit")
 
 
 def case_name(model, layers, optimizer, mode):

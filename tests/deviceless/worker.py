@@ -37,9 +37,9 @@ def main(arguments=None):
 
 def register():
     """Lets the modules that have cases register them."""
-    from tests.deviceless import clipped, kernels, meshes, models, paged, scaling
+    from tests.deviceless import clipped, kernels, meshes, models, paged, scaling, small
 
-    del clipped, kernels, meshes, models, paged, scaling
+    del clipped, kernels, meshes, models, paged, scaling, small
 
 
 def compile_cases(target_name, names, folder):
