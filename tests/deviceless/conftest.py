@@ -1,25 +1,14 @@
 """What the tests here share: the facts of all cases of a target, compiled once.
 
-Processes compile a few cases of one target each (see `worker.py`). Under pytest-xdist, the first
-test that needs a target has them compiled one after the other; who needs it meanwhile takes those
-that nobody has begun with, and waits for the rest.
+Processes compile a few cases of one target each (see `worker.py`, and `sharing.py`).
 """
 
-import fcntl
-import importlib.util
-import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
-from tests.deviceless import cases, worker
+from tests.deviceless import cases, sharing, worker
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-# Set by `./dev deviceless`, whose environment has everything: there, what is missing is an error.
-REQUIRED = os.environ.get("OPTAX_LAMBLION_DEVICELESS") == "required"
 CASES_AT_ONCE = 40
 """Of one process: few enough to share the work, and enough for kernels to be compiled once."""
 
@@ -56,13 +45,8 @@ class Results:
 @pytest.fixture(scope="session")
 def facts_for(request, tmp_path_factory):
     """A function: `facts_for("h200")` is the `Results` of all cases that are meant for it."""
-    if missing := [name for name in _NEEDED if not _installed(name)]:
-        message = f"{' and '.join(missing)} missing; `./dev deviceless` installs what it needs"
-        pytest.fail(message) if REQUIRED else pytest.skip(message)
-    folder = tmp_path_factory.getbasetemp()
-    if hasattr(request.config, "workerinput"):  # pytest-xdist: every process has a folder in this
-        folder = folder.parent
-    loaded = {}
+    sharing.need_compilers()
+    folder, loaded = sharing.folder(request.config, tmp_path_factory), {}
 
     def facts_for(target):
         if target not in loaded:
@@ -72,39 +56,12 @@ def facts_for(request, tmp_path_factory):
     return facts_for
 
 
-# A package for each part: the plugin with XLA and Mosaic, the assembler with its disassembler.
-_NEEDED = ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cu13")
-
-
-def _installed(name):
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent
-        return False
-
-
 def _compiled(target, folder):
     """The results of all cases of a target."""
     worker.register()
     names = cases.names(target)
     count = -(-len(names) // CASES_AT_ONCE)
     # Every so many: neighbours take about as long.
-    parts = [(names[i::count], folder / f"deviceless-{target}-{i}.json") for i in range(count)]
-    for wait in (False, True):
-        for part, path in parts:
-            _compile(target, part, path, wait)
-    return {name: x for _, path in parts for name, x in json.loads(path.read_text()).items()}
-
-
-def _compile(target, names, path, wait):
-    """Compiles cases, if nobody has; if somebody is about it, waits for that or leaves it."""
-    with path.with_suffix(".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return
-        if not path.exists():
-            command = [sys.executable, "-W", "error", "-m", "tests.deviceless.worker", target, path]
-            done = subprocess.run([*command, *names], cwd=ROOT, capture_output=True, text=True)
-            if done.returncode:
-                pytest.fail(f"Compiling for {target} failed:\n{done.stderr[-6000:]}", pytrace=False)
+    parts = [names[i::count] for i in range(count)]
+    command = ("-m", "tests.deviceless.worker", target)
+    return sharing.results(command, parts, folder / f"deviceless-{target}")
