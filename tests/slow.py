@@ -216,6 +216,7 @@ LONG = (
     "optimizers/test_clipped_steps.py::test_what_is_not_finite[lion8bit-inf-kernels",
     "optimizers/test_clipped_steps.py::test_what_is_not_finite[lion8bit--inf-kernels",
     "optimizers/test_clipped_steps.py::test_what_is_not_finite[lion8bit-overflow-kernels",
+    "emulated/test_kernels.py::test_more_",
     # Of what is done alike for all variants, another rule, dtype, kind of axes or place.
     "checkpoints/test_beginning_anew.py::test_zeros_in_a_part[*-linear",
     "checkpoints/test_broken_numbers.py::test_scales[*-paged-8",

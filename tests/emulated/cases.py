@@ -1,0 +1,58 @@
+"""The steps that are emulated: what a compiler sees, times what it does not.
+
+Cases that differ by data alone share their kernels: compiling takes longer than emulating.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from pallas_kernels.arithmetic import rules
+from tests.gpu.check_step import POISON, Case
+
+BF16, F32, F16 = "bfloat16", "float32", "float16"
+RULES = {x.name: x for x in (rules.LION, rules.ADAM, rules.LAMB, rules.LAMB_AMSGRAD)}
+
+TARGETS = "h200", "a100", "b200"
+"""What is emulated. B200 computes with pairs of numbers."""
+
+PROGRAMS = {
+    "tile and rows": dict(shape=(9, 512), p=BF16, g=BF16),
+    "counted": dict(shape=(33, 512), p=F32, g=BF16, count_skipped=True),
+    "flat": dict(emit="updates", shape=(4097,), p=F32, g=F32, decay="coupled"),
+    "float16": dict(shape=(40, 1024), p=F16, g=F16, block=1024, decay=None),
+    "mixed": dict(emit="updates", shape=(3, 5, 7, 64), p=BF16, g=F32, block=32),
+    "dynamic": dict(shape=(127, 77), p=F32, g=F32, block=128, codec="dynamic"),
+    "linear": dict(emit="updates", shape=(17, 1024), p=F16, g=BF16, block=512, codec="linear"),
+    "scaled": dict(shape=(5000,), block=64, decay="coupled", change={"grad_scale": 0.37}),
+    "a tile": dict(emit="updates", shape=(4096,), p=F32, g=F16, decay=None),
+}  # fmt: skip
+"""What a compiler sees. Sizes are of whole tiles or not, of whole blocks or not."""
+
+EVERYWHERE = "tile and rows", "counted", "dynamic"
+"""Those that are emulated for every target; the others for the first."""
+
+DATA = {
+    "numbers": {},
+    "poison": dict(poison=POISON | {8200: np.nan}),
+    "zeros": dict(zeros=True),
+    "fresh": dict(fresh=True),
+    "nothing at all": dict(zeros=True, fresh=True),
+    "lost scales": dict(poison=POISON, lost=(1, 3)),
+}
+"""What a kernel is given: gradients that are no numbers, blocks of zeros, scales that are NaN."""
+
+
+def steps(target):
+    """`Case`s by name."""
+    found = {}
+    for (rule, made), (program, seen), (data, given) in itertools.product(
+        RULES.items(), PROGRAMS.items(), DATA.items()
+    ):
+        if target == TARGETS[0] or program in EVERYWHERE:
+            case = Case(made, **(dict(emit="params") | seen))
+            if case.decay is None and case.emit == "updates" and not made.ratio:
+                case = dataclasses.replace(case, has_params=False)
+            found[f"{rule}/{program}/{data}"] = dataclasses.replace(case, **given)
+    return found

@@ -1,0 +1,78 @@
+"""Leaves of so many elements that their numbers do not fit in 31 or 32 bits: the last tiles.
+
+A kernel that was compiled for the large leaf is given the end of each array alone, and runs the
+blocks of threads that work on it. It has to do what a kernel does with a shard that lies there.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.arithmetic.shards import Place
+from tests.emulated import cases, launching, programs
+from tests.gpu import comparing
+from tests.gpu.check_step import Case
+
+ROWS, BLOCK = 48, 256
+
+
+def _last_tiles(rule, dtype, rows):
+    case = Case(rule, "params", (ROWS, BLOCK), dtype, dtype, poison=cases.DATA["poison"]["poison"])
+    given, (step, _) = comparing.inputs(case), programs.steps(comparing.spec(case))
+    *arrays, dither = given
+    place = Place((rows, BLOCK), case.shape, (jnp.uint32(rows - ROWS), None))
+    shard = jax.device_get(step(*arrays, dither._replace(place=place)))
+    large = _large(case, rows)
+    kernels = iter(large)
+    with launching.current().changed(lambda small: _at_the_end(next(kernels), small)):
+        end = jax.device_get(step(*given))
+    jax.tree.map(np.testing.assert_array_equal, end, shard)
+    return {"kernels": len(large)}
+
+
+_known = {}
+"""By the name of a case and a number of rows: a function is traced once."""
+
+
+def _large(case, rows):
+    """The kernels for a leaf of so many rows."""
+    if (case.name, rows) not in _known:
+        step, _ = programs.steps(comparing.spec(case))
+
+        def large(x):
+            shape = (rows, *x.shape[1:]) if x.ndim else ()
+            return jax.ShapeDtypeStruct(shape, x.dtype)
+
+        types = jax.tree.map(large, comparing.inputs(case))
+        _known[case.name, rows] = launching.current().trace(step, *types)
+    return _known[case.name, rows]
+
+
+def _at_the_end(large, small):
+    """A kernel for the large leaf, to be run on the end that the arrays of the small one are."""
+    before = tuple(_bytes(x) - _bytes(y) for x, y in zip(large.types, small.types, strict=True))
+    first = large.grid - small.grid
+    return dataclasses.replace(large, first=first, before=before)
+
+
+def _bytes(x):
+    return math.prod(x.shape) * x.dtype.itemsize
+
+
+def _checks(sizes, rules, dtypes):
+    return {
+        f"end of 2**{bits} elements/{rule}/{dtype}": functools.partial(
+            _last_tiles, cases.RULES[rule], dtype, 2**bits // BLOCK + ROWS
+        )
+        for bits in sizes for rule in rules for dtype in dtypes
+    }  # fmt: skip
+
+
+CHECKS = _checks((32,), ("lion", "lamb"), ("bfloat16",))
+LONG = _checks((31, 34), ("lion", "adam", "lamb"), ("bfloat16",)) | _checks(
+    (32,), ("adam", "lamb_amsgrad"), ("float32",)
+)

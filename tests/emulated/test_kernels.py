@@ -1,0 +1,59 @@
+"""Kernels as compiled for GPUs that are not there, executed and judged."""
+
+import pytest
+
+from pallas_kernels.mosaic.tile import BLOCK_SIZES
+from tests import oracles
+from tests.emulated import cases, checks
+
+pytestmark = pytest.mark.deviceless
+
+
+def _names(found):
+    return [
+        pytest.param(target, name, id=f"{target}-{name}")
+        for target in cases.TARGETS
+        for name in found(target)
+    ]
+
+
+def assert_right(seen):
+    """At both ends of the error of approximate instructions, and between."""
+    wrong = {end: x["error"] for end, x in seen.items() if "error" in x}
+    assert not wrong, "\n".join(f"{end}: {error}" for end, error in wrong.items())
+    assert set(seen) == {"nearest", "low", "high"}
+
+
+@pytest.mark.parametrize("target, name", _names(checks.of))
+def test_an_emulated_kernel_is_right(seen_of, target, name):
+    assert_right(seen_of(target)[name])
+
+
+@pytest.mark.parametrize("name", checks.long())
+def test_more_emulated_kernels_are_right(seen_in_long, name):
+    assert_right(seen_in_long[name])
+
+
+def test_the_cases_are_what_they_are_meant_to_be():
+    steps = cases.steps("h200").values()
+    assert len(steps) >= 150
+    for rule in cases.RULES.values():
+        own = [x for x in steps if x.rule is rule]
+        assert {x.codec for x in own} == set(oracles.CODECS)
+        assert {x.block for x in own} >= set(BLOCK_SIZES)
+        assert {x.emit for x in own} == {"params", "updates"}
+        assert {x.decay for x in own} == {"decoupled", "coupled", None}
+        assert {x.p for x in own} == {x.g for x in own} == {"float32", "bfloat16", "float16"}
+
+
+def test_every_kernel_was_launched(seen_of):
+    """Under its own name, and not one that takes its place."""
+    for target in cases.TARGETS:
+        seen = seen_of(target).values()
+        launched = {name for ends in seen for x in ends.values() for name in x["launched"]}
+        expected = {"lion_step", "adam_step"} | {
+            f"{rule}_{half}" for rule in ("lamb", "lamb_amsgrad") for half in ("moments", "apply")
+        }
+        if target == "h200":
+            expected |= {"lion_signs", "adam_moments", "quantize", "dequantize"}
+        assert {f"{name}_mosaic_gpu_kernel" for name in expected} <= launched
