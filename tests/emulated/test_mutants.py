@@ -1,0 +1,36 @@
+"""Whether the judges would notice if a kernel were another one."""
+
+import collections
+
+import pytest
+
+from tests.deviceless import sharing
+from tests.emulated.mutants import RULES
+
+pytestmark = pytest.mark.deviceless
+
+
+@pytest.fixture(scope="session")
+def outcomes(request, tmp_path_factory):
+    """`{kernel: {mutant: how}}`, see `mutants`."""
+    sharing.need_compilers()
+    folder = sharing.folder(request.config, tmp_path_factory)
+    command = ("-m", "tests.emulated.mutants", "h200", "--out")
+    return sharing.results(command, [[name] for name in RULES], folder / "emulated-mutants")
+
+
+@pytest.mark.parametrize("kernel", RULES)
+def test_the_judges_notice_a_broken_instruction(outcomes, kernel):
+    """Three of four. What the others do is in docs/kernels.md."""
+    how = collections.Counter(outcomes[kernel].values())
+    assert how["judge"] + how["fault"] >= 0.75 * how.total()
+    # Of those that change anything.
+    assert how["within bounds"] <= 0.05 * how.total()
+
+
+# `lamb_apply` reads gradients to find what it has to skip, and most have neighbours that are alike.
+@pytest.mark.parametrize("kernel", [name for name in RULES if name != "lamb_apply"])
+def test_no_access_to_another_place_lives(outcomes, kernel):
+    moved = {name: how for name, how in outcomes[kernel].items() if name.startswith("16 bytes on")}
+    assert len(moved) >= 2
+    assert set(moved.values()) <= {"judge", "fault"}
