@@ -34,7 +34,9 @@ def _with_sign(codec, level, rung):
 
 
 def _rung(codec, codes):
-    """The rung of every code, with the sign of the value."""
+    """The rung of every code, with the sign of the value; float32 numbers are rungs already."""
+    if codes.dtype == jnp.float32:
+        return codes
     if codes.dtype == jnp.uint8:
         rung = (codes.astype(jnp.int8) if codec.signed else codes).astype(jnp.float32)
         return jnp.where(rung == -128, 128, rung) if codec.signed and codec.top == 128 else rung

@@ -167,7 +167,7 @@ def scale_times(spec, i, absmax, factor):
     slot, codec = spec.rule.slots[i], spec.codecs[i]
     factor = jnp.asarray(factor, jnp.float32)
     if _by_root(slot, codec):
-        return jnp.sqrt(absmax) * codec.unit**0.5 * jnp.sqrt(factor)
+        return jnp.sqrt(absmax * factor) * codec.unit**0.5
     return absmax * codec.unit * factor
 
 

@@ -33,27 +33,26 @@ def step_body(at: Context, read, written, out, sums):
     """New moments, and parameters that have made their step."""
     spec, tile, s, _ = at
 
-    def write(step):
-        tile.store(written["p"], (given.p + step).astype(written["p"].dtype))
+    def finish(given, new, _):
+        def write(direction):
+            p = given.p + shared.update(spec, direction, new.usable, given.p, s)
+            tile.store(written["p"], p.astype(written["p"].dtype))
 
-    def finish(new, _):
         if spec.rule.reads == "old":
-            write(shared.update(spec, given.direction, new.usable, given.p, s))
+            write(given.direction)
         stored = _store_moments(at, new, written["state"])
         if spec.rule.reads == "new":
-            direction = _direction(at, given.g, *stored)
-            write(shared.update(spec, direction, new.usable, given.p, s))
+            write(_direction(at, given.g, *stored))
         _count(tile, new, sums)
 
-    given = _load(at, read["g"], written["p"], written["state"])
-    _by_usability(at, given, finish)
+    _by_usability(at, _Read(read["g"], written["p"], written["state"]), finish)
 
 
 def signs_body(at: Context, read, written, out, sums):
     """New moments, and the signs of the step."""
     spec, tile, _, _ = at
 
-    def finish(new, _):
+    def finish(given, new, _):
         if spec.rule.reads == "old":
             tile.store(out["signs"], shared.signs(given.direction, new.usable))
         stored = _store_moments(at, new, written["state"])
@@ -62,32 +61,33 @@ def signs_body(at: Context, read, written, out, sums):
             tile.store(out["signs"], shared.signs(direction, new.usable))
         _count(tile, new, sums)
 
-    given = _load(at, read["g"], read["p"], written["state"])
-    _by_usability(at, given, finish)
+    _by_usability(at, _Read(read["g"], read["p"], written["state"]), finish)
 
 
 def moments_body(at: Context, read, written, out, sums):
     """New moments, what was skipped, and for a ratio the squares of direction and parameters."""
     spec, tile, s, _ = at
 
-    def finish(new, squares_of_p):
+    def finish(given, new, squares_of_p):
+        # Two bytes again take fewer registers until then than the float32 number.
+        again = spec.decay == "decoupled" and spec.rule.ratio and read["p"].dtype != jnp.float32
+        p = tile.load(read["p"]) if again else given.p
         stored = _store_moments(at, new, written["state"])
         if spec.rule.ratio:
+            p = p.astype(jnp.float32)
             direction = _rough_direction(at, given.g, *stored)
-            direction = shared.decayed(spec, direction, new.usable, given.p, s)
+            direction = shared.decayed(spec, direction, new.usable, p, s)
             sums[tile.number, UPDATE] = tile.sum(direction * direction)
             sums[tile.number, PARAM] = squares_of_p
         _count(tile, new, sums)
 
-    given = _load(at, read["g"], read["p"], written["state"])
-    squares = tile.row_sums(given.p * given.p) if spec.rule.ratio else 0.0
-    _by_usability(at, given, finish, squares)
+    _by_usability(at, _Read(read["g"], read["p"], written["state"]), finish)
 
 
 def apply_body(at: Context, read, written, out, sums):
     """Parameters that have made their step, from the new moments."""
     spec, tile, s, _ = at
-    slots = _load_slots(tile, read["state"])
+    slots = _load_slots(spec, tile, read["state"])
     p = tile.load(written["p"]).astype(jnp.float32)
 
     def apply(g, usable):
@@ -104,6 +104,14 @@ def apply_body(at: Context, read, written, out, sums):
     # The gradient need not be read where all of it was usable.
     all_usable = read["sums"][tile.number, SKIPPED] == 0
     tile.shortcut(all_usable, lambda: apply(None, None), guarded)
+
+
+class _Read(NamedTuple):
+    """References to what a first pass reads."""
+
+    g: Any
+    p: Any
+    slots: Any
 
 
 class _Given(NamedTuple):
@@ -126,11 +134,11 @@ class _New(NamedTuple):
     usable: Any
 
 
-def _load(at, g, p, slots):
+def _load(at, refs: _Read):
     spec, tile, s, _ = at
-    g = tile.load(g).astype(jnp.float32)
-    p = None if p is None else tile.load(p).astype(jnp.float32)
-    slots = _load_slots(tile, slots)
+    g = tile.load(refs.g).astype(jnp.float32)
+    p = None if refs.p is None else tile.load(refs.p).astype(jnp.float32)
+    slots = _load_slots(spec, tile, refs.slots)
 
     def old(factors):
         # Not to the last bit, which would take registers that a thread does not have.
@@ -148,35 +156,56 @@ def _load(at, g, p, slots):
     return _Given(g, p, old, tuple(slot.absmax for slot in slots), direction)
 
 
-def _load_slots(tile, slots):
-    return tuple(StoredSlot(tile.load(x.values), tile.load_blocks(x.absmax)) for x in slots)
+def _load_slots(spec, tile, slots):
+    """Slots in registers, with rungs in place of codes where that is as good."""
+
+    def values(codec, codes):
+        if len(slots) == 1 or not codec.signed or codec.top > 127:
+            return codes
+        # A conversion from int8 takes turns with logarithms and powers, of which several slots have
+        # many; one from uint8 does not.
+        return (codes ^ jnp.uint8(128)).astype(jnp.float32) - 128
+
+    pairs = zip(spec.codecs, slots, strict=True)
+    return tuple(
+        StoredSlot(values(codec, tile.load(x.values)), tile.load_blocks(x.absmax))
+        for codec, x in pairs
+    )
 
 
-def _by_usability(at, given, finish, of_rows: Any = 0.0):
-    """Calls `finish` with the new moments, in the way that a tile needs, and the sum of `of_rows`.
+def _by_usability(at, refs: _Read, finish):
+    """Calls `finish(given, new, squares)` in the way that a tile needs.
 
-    `of_rows` are numbers for every row, not negative: there is one sum for them and the question.
+    `squares` is the sum of those of the parameters, for a ratio. There is one sum for them and the
+    question which way that is.
     """
     spec, tile, s, _ = at
+    ratio = spec.rule.ratio
 
-    def moments(usable):
+    def moments(given, usable):
         values = shared.moments(spec, given.g, usable, given.old, s)
         slots = zip(spec.rule.slots, values, strict=True)
         absmaxes = tuple(tile.max(jnp.abs(x) if slot.signed else x) for slot, x in slots)
         return _New(values, absmaxes, usable)
 
-    new = moments(None)
+    def squares(given):
+        return tile.row_sums(given.p * given.p)
+
+    def general():
+        # Read anew, or what only this way needs would fill the registers of the other one. But one
+        # slot is little, and parameters that only a step needs would not be read ahead any more.
+        again = given if len(refs.slots) == 1 else _load(at, refs)
+        again = again if ratio else again._replace(p=given.p)
+        new = moments(again, shared.usable(spec, again.g))
+        finish(again, new, tile.total(squares(again)) if ratio else None)
+
+    given = _load(at, refs)
+    new = moments(given, None)
     largest = jnp.maximum(new.absmaxes[0], given.absmaxes[0])
     # A comparison with NaN is false.
-    total = tile.total(jnp.where(largest <= shared.harmless(spec, s), of_rows, jnp.inf))
-    tile.shortcut(
-        total < jnp.inf,
-        lambda: finish(new, total),
-        lambda: finish(
-            moments(shared.usable(spec, given.g)),
-            tile.total(jnp.broadcast_to(of_rows, largest.shape)),
-        ),
-    )
+    harmless = largest <= shared.harmless(spec, s)
+    total = tile.total(jnp.where(harmless, squares(given) if ratio else 0.0, jnp.inf))
+    tile.shortcut(total < jnp.inf, lambda: finish(given, new, total), general)
 
 
 def _count(tile, new, sums):

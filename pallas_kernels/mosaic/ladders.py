@@ -1,14 +1,12 @@
 """The ladders as kernels climb them, on GPUs that have roots and logarithms as instructions.
 
 They lead to the codes of `ladders`, by other ways, with fewer instructions. What `prepare` works
-out, a thread works out once for a row of 32 elements or so.
+out, a thread works out once for a row of its elements.
 """
 
 import jax.numpy as jnp
 
-from pallas_kernels.arithmetic.ladders import TINY, Climbed, dynamic, inverse, is_nearest, round_to
-
-_EIGHTH_UNIT = 255.0**-8
+from pallas_kernels.arithmetic.ladders import ROUND, TINY, Climbed, dynamic, is_nearest, round_to
 
 
 def for_kernel(codec):
@@ -31,64 +29,110 @@ def for_kernel(codec):
     return codec._replace(
         raw=lambda rung: rung**8,
         raw_root=lambda rung: rung**4,
-        unit=_EIGHTH_UNIT,
+        unit=255.0**-8,
         prepare=_prepare_eighth_powers,
         climb=_climb_eighth_powers,
     )
+
+
+# From rung k to the next one rounding turns at z = (1 - u) * k**n + u * (k + 1)**n. With its root t,
+# k + u is t - c / (t + d) nearly, where c is about (n - 1) / 2 * u * (1 - u). The constants of
+# c and d are fitted to all rungs and all u. For the lowest rung, t + d is bounded from below: there
+# c / (t + d) is one number, with which rounding turns where it should.
 
 
 def _prepare_cubes(absmax, u):
     offset = jnp.where(absmax >= TINY, _LOG2_127 - jnp.log2(absmax) * (1 / 3), -jnp.inf)
     if is_nearest(u):
         return (offset,)
-    middle = u * (1 - u)
-    bend = middle * (_BEND[0] + u * (_BEND[1] + u * _BEND[2]))
-    return offset, 0.5 - u, -middle, -bend, 0.5 - jnp.exp2(jnp.log2(u) * (1 / 3))
+    u = jnp.maximum(u, _LEAST_U)
+    root = jnp.exp2(jnp.log2(u) * (1 / 3))
+    return offset, *_cubes_bend(u, root, -_minus_share_of(u * (1 - u)))
+
+
+def _cubes_bend(u, root, factor):
+    """What `_rung` wants to know of u, its cube root, and `_SHARE / c`.
+
+    On rung 0 rounding turns at t = u**(1/3), so there t + d is c / (u**(1/3) - u). In the root s of
+    u that is s**2 * (s + 1 / (1 + s)), here as a polynomial.
+    """
+    shift = -0.27835575 + u * (0.4206088 + u * 0.27967537)
+    inner = 0.98389489 + root * (0.1399763 + root * (0.5271814 - root * 0.15164759))
+    return 0.5 - u, factor, shift * factor, root * root * inner * factor
 
 
 def _climb_cubes(x, least, offset, *of_u):
     """Where `x` lies between the rungs of the signed cube, as a real number.
 
-    With z = k + u, a share u of the gap from k to k + 1 ends at z**3 + 3 c z + c (1 - 2 u), where c
-    is u (1 - u). The inverse of that is t - c / t - c (1 - 2 u) / (3 t**2) + O(t**-4) in the cube
-    root t; the constants of the last term are fitted, and then it is less than 4e-4 off from rung 1
-    on, and on rung 0, where u**(1/3) decides, it is exact. To the nearest level, with u = 1/2, a
-    bound on 1/t is enough for that. Logarithm and power are off by 3e-4. So codes are those of
+    The formula is less than 4e-4 of the gap off, logarithm and power 3e-4. So codes are those of
     `ladders` except within a thousandth of the gap from where rounding turns.
     """
-    log = jnp.log2(x) * (1 / 3) + offset
-    root, inverse_root = jnp.exp2(log), jnp.exp2(-log)
-    if of_u:
-        constant, slope, bend, below_one = of_u
-        correction = (bend * inverse_root + slope) * inverse_root + constant
-        rung = jnp.minimum(root + jnp.where(log < 0, below_one, correction), 127.25)
-    else:
-        rung = root - 0.25 * jnp.minimum(inverse_root, _NEAREST_BOUND)
+    t = jnp.exp2(jnp.log2(x) * (1 / 3) + offset)
+    rung = _rung(t, *of_u or _CUBES_NEAREST)
     return Climbed(rung if isinstance(least, float) else jnp.maximum(rung, least))
 
 
 def _prepare_eighth_powers(absmax, u):
+    # A power of two, by which no number loses digits, and the logarithm of what is small is right.
+    scale = (_INVERSE_EXPONENT - (absmax.view(jnp.int32) & _EXPONENT)).view(jnp.float32)
+    offset = _LOG2_255 - jnp.log2(absmax * scale) * (1 / 8)
+    scaling = scale, jnp.where(absmax >= TINY, offset, -jnp.inf)
     if is_nearest(u):
-        return (inverse(absmax),)
-    # So that no rounding error lifts the largest value of a block above the top.
-    u = jnp.maximum(u, 2.0**-15)
-    return inverse(absmax), (1 - u) * _EIGHTH_UNIT, u * _EIGHTH_UNIT
+        return scaling
+    u = jnp.maximum(u, _LEAST_U)
+    return *scaling, *_eighth_powers_bend(u, _minus_share_of(u * (1 - u)) * (-1 / _EIGHTH_BEND))
 
 
-def _climb_eighth_powers(x, least, scale, of_low=_EIGHTH_UNIT / 2, of_high=_EIGHTH_UNIT / 2):
-    y = x * scale
-    # Half below 2**23, numbers are multiples of a half: the sum is rounded to the rung below the
-    # root, or is less than 2**23, which is rung 0. For the absolute value, see `round_to`.
-    floor = jnp.abs(jnp.exp2(jnp.log2(y) * (1 / 8) + _LOG2_255) + (2.0**23 - 0.5))
-    rung = jnp.maximum(floor - 2.0**23, least)
-    low, high = rung**4, (rung + 1) ** 4
-    up = y > (low * low) * of_low + (high * high) * of_high
-    return Climbed(jnp.where(up, rung + 1, rung), jnp.where(up, high, low))
+def _eighth_powers_bend(u, factor):
+    """What `_rung` wants to know of u, and `_SHARE / c`.
+
+    On rung 1, below which no number comes, t + d is c / (t - 1 - u) where rounding turns.
+    """
+    shift = -1.53994954 + u * 4.16123545
+    least = 0.20661469 + u * (6.19775008 + u * (-3.3073728 + u * 1.88966294))
+    return 0.5 - u, factor, shift * factor, least * factor
 
 
+def _climb_eighth_powers(x, least, scale, offset, *of_u):
+    """Where `x` lies between the rungs of the eighth power, as a real number.
+
+    From rung 4 on codes are those of `ladders` except within a thousandth of the gap from where
+    rounding turns. On the rungs below it, which are 4e-15 of the largest value of a block and less,
+    that is a fortieth of the gap, and on most of them less.
+    """
+    t = jnp.exp2(jnp.log2(x * scale) * (1 / 8) + offset)
+    rung = jnp.maximum(_rung(t, *of_u or _EIGHTH_NEAREST), least)
+    rounded = jnp.abs(rung + ROUND) - ROUND
+    return Climbed(rung, rounded**4)
+
+
+def _rung(t, above, factor, shift, least):
+    """`t + above - c / max(t + d, l)`. `factor` is `_SHARE / c`, and d and l are given times it."""
+    scaled = jnp.maximum(t * factor + shift, least)
+    if not isinstance(above, float):  # it is 0 for the nearest level
+        t = t + above
+    return t + _minus_share_of(scaled)
+
+
+def _minus_share_of(x):
+    """`-_SHARE / x` for positive `x`, but for 2e-4 of it.
+
+    The first guess, by arithmetic on exponents, is 0.75 to 0.78125 of -1 / x, and a Newton step
+    leaves the square of its error. Negative, as a change of sign would be an instruction.
+    """
+    guess = (_MINUS_GUESS - x.view(jnp.int32)).view(jnp.float32)
+    return guess * (1.53125 + x * guess)
+
+
+_MINUS_GUESS = 0x7EC00000 - 2**31
+_SHARE = 1 / 1.7063111852
+_LEAST_U = 2.0**-11
+"""So that no rounding error lifts the largest value of a block above the top."""
+_EIGHTH_BEND = 3.64139178
+"""c of the eighth power, in units of u * (1 - u)."""
+_EXPONENT, _INVERSE_EXPONENT = 0x7F800000, 254 << 23
 _LOG2_5 = 2.321928094887362
 _LOG2_127 = 6.98868468677217
 _LOG2_255 = 7.994353436858858
-_NEAREST_BOUND = 1.174802
-"""4 (t - 1/2) where t**3 = 1/2 is the middle between the cubes of 0 and 1."""
-_BEND = 0.35847694, -0.72832233, 0.01545
+_CUBES_NEAREST = _cubes_bend(0.5, 0.5 ** (1 / 3), _SHARE / 0.25)
+_EIGHTH_NEAREST = _eighth_powers_bend(0.5, _SHARE / 0.25 / _EIGHTH_BEND)

@@ -9,6 +9,7 @@ from pallas_kernels.arithmetic.hashing import uniform_at
 from pallas_kernels.arithmetic.ladders import NEAREST
 from pallas_kernels.mosaic.ladders import for_kernel
 from pallas_kernels.mosaic.launch import Small, run_leaf
+from pallas_kernels.mosaic.sizes import FEW
 from pallas_kernels.mosaic.tile import cut
 
 
@@ -34,7 +35,7 @@ def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
         codes=jax.ShapeDtypeStruct(rows.shape, jnp.uint8),
         absmax=jax.ShapeDtypeStruct((-(-x.size // block_size),), jnp.float32),
     )
-    pieces = cut(x.size, block_size, [x.dtype])
+    pieces = cut(x.size, block_size, [x.dtype], FEW)
     out, _, _ = run_leaf("quantize", quantize_blocks, pieces, read, {}, out, interpret=interpret)
     absmax = out["absmax"].reshape(absmax_shape(x.shape, block_size))
     return out["codes"].reshape(x.shape), absmax
@@ -52,7 +53,7 @@ def dequantize(codes, absmax, block_size, codec, dtype, *, interpret=None):
 
     read = dict(codes=rows, absmax=absmax.reshape(-1))
     out = dict(x=jax.ShapeDtypeStruct(rows.shape, dtype))
-    pieces = cut(codes.size, block_size, [dtype])
+    pieces = cut(codes.size, block_size, [dtype], FEW)
     out, _, _ = run_leaf(
         "dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret
     )

@@ -18,6 +18,7 @@ from pallas_kernels.leaf import Halfway, Leaf, Stepped, StoredSlot
 from pallas_kernels.mosaic import bodies
 from pallas_kernels.mosaic.ladders import for_kernel
 from pallas_kernels.mosaic.launch import Small, Whole, run_leaf
+from pallas_kernels.mosaic.sizes import elements_of_a_thread
 from pallas_kernels.mosaic.tile import TILE, cut, why_not_array
 
 
@@ -189,15 +190,6 @@ def _scalars(leaf):
 # ----------------------------------------------------------------------------- around a kernel
 
 
-def _per_thread(spec, dtypes):
-    # With more elements there is more to do while a thread waits, and room for fewer threads. As
-    # many as leave registers enough, 32 or 16; `python -m tests.gpu` times the alternatives.
-    slots = sum(2 if codec.name == "dynamic" else 1 for codec in spec.codecs)
-    if slots == 2 and any(jnp.dtype(dtype).itemsize > 2 for dtype in dtypes):
-        slots = 3  # float32 gradients and parameters take twice the registers
-    return spec.per_thread or (32 if slots <= 2 else 16)
-
-
 class _Rows(NamedTuple):
     """The arrays of a leaf as rows of blocks, or flat where its last block is short.
 
@@ -310,7 +302,7 @@ class _Call(NamedTuple):
         """How what is stepped is cut into tiles."""
         leaf = self.leaf
         dtypes = [x.dtype for x in (leaf.g, leaf.param) if x is not None]
-        return cut(leaf.size, self.spec.block_size, dtypes, _per_thread(self.spec, dtypes))
+        return cut(leaf.size, self.spec.block_size, dtypes, elements_of_a_thread(self.spec, dtypes))
 
     def stored(self, slots):
         """Slots that were written, in their own shapes."""

@@ -19,11 +19,9 @@ from pallas_kernels.arithmetic.pieces import GRAIN, Piece
 from pallas_kernels.arithmetic.shards import Place
 
 _WARPS, _LANES = 4, 32
-PER_THREAD = 32
-"""Elements of a tile in a thread, by default."""
 
-TILE = _WARPS * _LANES * PER_THREAD
-"""Elements of a tile, and the fewest that a leaf for kernels has."""
+TILE = 4096
+"""A multiple of every tile's elements, and the fewest that a leaf for kernels has."""
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024)
 """A tile is four rows at least, and no more than the registers of its threads hold."""
@@ -100,7 +98,7 @@ def why_not_array(x, block_size, *dtypes):
     return None
 
 
-def cut(size, block, dtypes, per_thread=PER_THREAD):
+def cut(size, block, dtypes, per_thread):
     """Cuts a leaf whose arrays have these dtypes, with so many elements of a tile in a thread."""
     # A thread reads 16 bytes at once, at most, and of the widest array just these: so neighbouring
     # threads read whole sectors.

@@ -15,7 +15,6 @@ from pallas_kernels.arithmetic.dither import Dither, even_digits_for, fraction
 from pallas_kernels.arithmetic.hashing import uniform
 from pallas_kernels.arithmetic.ladders import NEAREST
 from pallas_kernels.arithmetic.pieces import GRAIN, Piece
-from pallas_kernels.mosaic import ladders as kernel_ladders
 from pallas_kernels.mosaic.ladders import for_kernel
 from tests import oracles
 from tests.kernels.codec_judge import KINDS
@@ -208,23 +207,35 @@ def sweep(codec, signed, u):
     return np.concatenate([y, -y]) if signed else y
 
 
-@pytest.mark.parametrize("where, share", [("xla", 1e-4), ("kernels", 1e-3)], ids=str)
+def share(where, codec, signed, y):
+    """What share of the gap a ladder may be off from where rounding turns, for every `y`."""
+    if where == "xla":
+        return 1e-4
+    if codec == "power" and not signed:  # `_climb_eighth_powers`, on the rungs below the fourth
+        return np.where(np.abs(y) < (4 / 255) ** 8, 0.025, 1e-3)
+    return 1e-3
+
+
+WHERE = pytest.mark.parametrize("where", ["xla", "kernels"])
+
+
+@WHERE
 @pytest.mark.parametrize("u", FRACTIONS)
 @KINDS
-def test_rounding_turns_at_the_fraction_of_every_gap(codec, signed, u, where, share):
+def test_rounding_turns_at_the_fraction_of_every_gap(codec, signed, u, where):
     u = np.float32(u)
     y = sweep(codec, signed, u)
     codes = rounded(ladder_of(where, codec, signed), y, u)
     expected, distance, gap = oracles.turned(y, u, codec, signed)
     if codec == "dynamic" and signed:  # its negative values are never stored as zero
         expected = np.where((y < 0) & (expected == 0), np.uint8(255), expected)
-    wrong = (codes != expected) & (distance > share * gap)
+    wrong = (codes != expected) & (distance > share(where, codec, signed, y) * gap)
     assert not wrong.any(), list(zip(y[wrong], codes[wrong], expected[wrong], strict=True))[:5]
     ranks = (oracles.ranks(x, codec, signed) for x in (codes, expected))
     assert np.abs(np.subtract(*ranks)).max() <= 1
 
 
-@pytest.mark.parametrize("where", ["xla", "kernels"])
+@WHERE
 @KINDS
 def test_rounding_over_evenly_spread_fractions_is_unbiased(codec, signed, where):
     """Between every two levels, the mean of what is stored is the value."""
@@ -238,8 +249,9 @@ def test_rounding_over_evenly_spread_fractions_is_unbiased(codec, signed, where)
     ladder = ladder_of(where, codec, signed)
     values = oracles.levels(codec, signed)
     mean = np.mean([values[rounded(ladder, y, x)] for x in u], axis=0)
-    # The fractions are a thousandth apart, and a ladder turns within a thousandth of a gap.
-    assert (np.abs(mean - y) <= 2e-3 * np.diff(table)).all()
+    # The fractions are a thousandth apart.
+    bound = 1e-3 + share(where, codec, signed, y)
+    assert (np.abs(mean - y) <= bound * np.diff(table)).all()
 
 
 # ---------------------------------------------------------------------------------------- the ends
@@ -250,18 +262,34 @@ def _up(x):
     return (x.view(jnp.int32) + 1).view(jnp.float32)
 
 
-@pytest.mark.parametrize("where", ["xla", "kernels"])
+def err(monkeypatch, where, codec, sign):
+    """Makes the functions by which a ladder is climbed err as much as they may, to one side."""
+    if where == "kernels" and codec == "power":
+        # The documented errors of a GPU's instructions.
+        exact_log, exact_power = jnp.log2, jnp.exp2
+        error = sign * 2.0**-22
+
+        def log2(x):
+            return exact_log(x) + error * jnp.maximum(jnp.abs(exact_log(x)), 1)
+
+        monkeypatch.setattr(jnp, "log2", log2)
+        monkeypatch.setattr(jnp, "exp2", lambda x: exact_power(x) * (1 + error))
+    elif sign > 0:
+        exact = ladders.inverse
+
+        def high(absmax):
+            scale = exact(absmax)
+            return jnp.where(scale > 0, _up(scale), 0)
+
+        monkeypatch.setattr(ladders, "inverse", high)
+
+
+@WHERE
+@pytest.mark.parametrize("sign", [1, -1], ids=["high", "low"])
 @pytest.mark.parametrize("by", ["nearest", "dither", "seed"])
 @KINDS
-def test_a_reciprocal_one_ulp_too_high_wraps_no_code(codec, signed, by, where, monkeypatch):
-    exact = ladders.inverse
-
-    def high(absmax):
-        scale = exact(absmax)
-        return jnp.where(scale > 0, _up(scale), 0)
-
-    for module in (ladders, kernel_ladders):
-        monkeypatch.setattr(module, "inverse", high)
+def test_functions_that_err_wrap_no_code(codec, signed, by, sign, where, monkeypatch):
+    err(monkeypatch, where, codec, sign)
     ladder = ladder_of(where, codec, signed)
     # What a mantissa makes of a reciprocal that is rounded differs.
     absmax = np.random.default_rng(0).lognormal(sigma=20, size=20_000).astype(np.float32)
@@ -276,14 +304,14 @@ def test_a_reciprocal_one_ulp_too_high_wraps_no_code(codec, signed, by, where, m
     tops = {1: [128, 127] if codec == "dynamic" else [127, 126], -1: [129, 130]}
     for u in many:
         prepared = ladder.prepare(x, u)
-        for sign in (1, -1) if signed else (1,):
-            codes, _ = encode(ladder, sign * x, prepared)
+        for half in (1, -1) if signed else (1,):
+            codes, _ = encode(ladder, half * x, prepared)
             # The top, or the level below where `u` is nearly 1 and a logarithm errs downwards.
-            allowed = tops[sign] if signed else [255, 254]
+            allowed = tops[half] if signed else [255, 254]
             assert np.isin(as_bytes(codes), allowed).all()
 
 
-@pytest.mark.parametrize("where", ["xla", "kernels"])
+@WHERE
 @pytest.mark.parametrize("codec", oracles.CODECS)
 def test_second_moments_are_zero_only_if_they_are(codec, where):
     """Also where the quotient with the scale is too small for float32."""

@@ -284,7 +284,7 @@ def test_kernels_have_names(leaf, names):
 @pytest.mark.parametrize("row", [0, 2**24 - 1, 2**24, 2**31 - 1024])
 def test_indices_hold_more_than_32_bits(block, row):
     """What `quantize` rounds at random by, against Python's integers."""
-    leaf = cut(2**40, block, ["float32"])
+    leaf = cut(2**40, block, ["float32"], 8)
     first = row // leaf.rows * leaf.rows
     rest = Rest(leaf._replace(size=leaf.size + leaf.rows * block), 0, (2, block))
     rest._first = first  # as the tile number sets it in a kernel
@@ -296,9 +296,11 @@ def test_indices_hold_more_than_32_bits(block, row):
 
 @pytest.mark.parametrize("size", [TILE, TILE + 1, 10 * TILE - 1, 10 * TILE + 300])
 @pytest.mark.parametrize("block", [32, 256, 1024])
-def test_tiles_and_rest_cover_a_leaf_once(size, block):
-    leaf = cut(size, block, ["bfloat16"])
-    assert leaf.covered <= size < leaf.covered + TILE
+@pytest.mark.parametrize("per_thread", [8, 16, 32])
+def test_tiles_and_rest_cover_a_leaf_once(size, block, per_thread):
+    leaf = cut(size, block, ["bfloat16"], per_thread)
+    tile = leaf.rows * block
+    assert TILE % tile == 0 and leaf.covered <= size < leaf.covered + tile
     assert leaf.covered % block == 0
     np.testing.assert_array_equal(
         oracles.block_of(size, block)[leaf.covered :: block],
