@@ -213,9 +213,16 @@ MUTANTS = [
     Mutant(
         "kernels never ask which elements are usable",
         f"{MOSAIC}/bodies.py",
-        "        total < jnp.inf,\n",
-        "        total <= jnp.inf,\n",
+        "tile.shortcut(total < jnp.inf,",
+        "tile.shortcut(total <= jnp.inf,",
         f"{KERNELS}/test_mosaic.py -k 'bad_elements'",
+    ),
+    Mutant(
+        "the largest value of a block is rounded above the top",
+        f"{MOSAIC}/ladders.py",
+        "_LEAST_U = 2.0**-11",
+        "_LEAST_U = 2.0**-24",
+        f"{KERNELS}/test_dither.py -k 'wrap_no and kernels and power'",
     ),
     Mutant(
         "a rule without a trust ratio gets one",

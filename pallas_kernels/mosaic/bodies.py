@@ -200,11 +200,12 @@ def _by_usability(at, refs: _Read, finish):
         finish(again, new, tile.total(squares(again)) if ratio else None)
 
     given = _load(at, refs)
+    of_rows = squares(given) if ratio else 0.0
     new = moments(given, None)
     largest = jnp.maximum(new.absmaxes[0], given.absmaxes[0])
     # A comparison with NaN is false.
     harmless = largest <= shared.harmless(spec, s)
-    total = tile.total(jnp.where(harmless, squares(given) if ratio else 0.0, jnp.inf))
+    total = tile.total(jnp.where(harmless, of_rows, jnp.inf))
     tile.shortcut(total < jnp.inf, lambda: finish(given, new, total), general)
 
 

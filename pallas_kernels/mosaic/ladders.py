@@ -35,10 +35,10 @@ def for_kernel(codec):
     )
 
 
-# From rung k to the next one rounding turns at z = (1 - u) * k**n + u * (k + 1)**n. With its root t,
-# k + u is t - c / (t + d) nearly, where c is about (n - 1) / 2 * u * (1 - u). The constants of
-# c and d are fitted to all rungs and all u. For the lowest rung, t + d is bounded from below: there
-# c / (t + d) is one number, with which rounding turns where it should.
+# From rung k to the next one rounding turns at z = (1 - u) * k**n + u * (k + 1)**n. With t, the
+# root of it, k + u is t - c / (t + d) nearly, where c is about (n - 1) / 2 * u * (1 - u). The
+# constants of c and d are fitted to all rungs and all u. For the lowest rung, t + d is bounded from
+# below: there c / (t + d) is one number, with which rounding turns where it should.
 
 
 def _prepare_cubes(absmax, u):
