@@ -11,9 +11,9 @@ Modelled, not measured, relative to the time of their bytes on an H200, bfloat16
 |---|---:|---:|---:|
 | `lion_step` | 1.00 | 1.00 | 1.03 |
 | `lion_signs` | 1.10 | 1.01 | 1.34 |
-| `lamb_moments` | 1.50 | 1.41 | 2.0 |
+| `lamb_moments` | 1.50 | 1.40 | 2.0 |
 | `lamb_moments`, float32 | 1.00 | 1.29 | 1.5 |
-| `adam_step` | 1.15 | 1.31 | 1.8 |
+| `adam_step` | 1.18 | 1.31 | 1.8 |
 
 `python -m tests.gpu` times other numbers.
 """
