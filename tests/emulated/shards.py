@@ -78,7 +78,7 @@ def _apart(leaf, count):
     else:
         moments, apply = programs.halves()
         made = [moments(x) for x in shards]
-        factor = ratio(sum(x.sums for x in made), leaf.scalars)
+        factor = ratio(sum(jnp.sum(x.sums, axis=0) for x in made), leaf.scalars)
         outs = [
             apply(x.replace(slots=half.slots), factor, half.tiles)
             for x, half in zip(shards, made, strict=True)
