@@ -15,7 +15,7 @@ CASES_AT_ONCE = 40
 # The other modules have no examples to test, and need not be imported where nothing runs.
 collect_ignore = [
     path.name for path in pathlib.Path(__file__).parent.glob("*.py") if path.name[:5] != "test_"
-]
+] + ["throughput"]
 
 
 class Results:

@@ -9,7 +9,11 @@ import math
 import re
 from typing import Any, NamedTuple
 
-_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)")
+_INSTRUCTION = re.compile(
+    r"(?P<control>\S+:[0-9a-f]+)?\s*/\*[0-9a-f]{4,}\*/"
+    r"\s+(?P<predicate>@!?U?P\w+\s+)?(?P<opcode>[A-Z][A-Z0-9_.]*)(?P<operands>.*)"
+)
+_CONTROL = re.compile(r"([-\d&]+):([-\d]):([-\d]):[-Y]:([0-9a-f]+)")
 _LABEL = re.compile(r"^\s*(\.L_\w+|\$\S+):\s*$")
 _TARGET = re.compile(r"`\(([^)]*)\)")
 _PREDICATE = re.compile(r"U?P(?:T|R|\d+)\b")
@@ -49,6 +53,8 @@ class _Instruction(NamedTuple):
     target: str | None
     back: bool
     """Whether it jumps back."""
+    control: str
+    """What the assembler tells the scheduler; see `Scheduled`."""
 
     @property
     def name(self):
@@ -76,7 +82,7 @@ def disassembled(text):
     the assembler keeps out of line, such as careful division. `shortest` is the number of
     instructions on the shortest way through, None if there are loops. `numbers` are those that
     instructions have as operands, with a digit after the point or an exponent: how many there are,
-    and how many on the shortest way.
+    and how many on the shortest way. `way` are the instructions on it, for `scheduled`.
     """
     code, labels, last, trapped = [], {}, None, False
     for line in text.splitlines():
@@ -84,15 +90,15 @@ def disassembled(text):
             last, trapped = found[1], False
             labels[last] = len(code)
         elif (found := _INSTRUCTION.search(line)) and not trapped:
-            opcode, target = found[2], _TARGET.search(found[3])
+            opcode, target = found["opcode"], _TARGET.search(found["operands"])
             target = target and target[1]
             trapped = opcode == "BRA" and target is not None and target == last
             if not trapped:
-                predicate = found[1] and found[1].strip()[1:]
-                back = target in labels
-                code.append(_Instruction(opcode, predicate, found[3], target, back))
+                predicate = found["predicate"] and found["predicate"].strip()[1:]
+                fields = found["operands"], target, target in labels, found["control"] or ""
+                code.append(_Instruction(opcode, predicate, *fields))
             last = None
-        elif found and found[2] != "NOP":
+        elif found and found["opcode"] != "NOP":
             raise ValueError(f"Code that nothing jumps to: {line.strip()}")
     names = [instruction.name for instruction in code]
     jumps = [instruction.back for instruction in code if instruction.name in _JUMPS]
@@ -107,6 +113,7 @@ def disassembled(text):
         "store_widths": _widths(code, _STORES),
         "opcodes": dict(collections.Counter(names).most_common()),
         "numbers": _numbers(code, way or []),
+        "way": [f"{code[i].control} {code[i].opcode}" for i in way or []],
     }
 
 
@@ -177,6 +184,44 @@ def _numbers(code, way):
     return dict(sorted(found.items()))
 
 
+class Scheduled(NamedTuple):
+    """An instruction as a scheduler sees it."""
+
+    opcode: str
+    waits: tuple[int, ...]
+    """Scoreboards, of the six of a warp, that have to be clear before it."""
+    reading: int | None
+    """The scoreboard that is clear once its operands were read."""
+    writing: int | None
+    """The scoreboard that is clear once its result is there."""
+    stall: int
+    """Cycles after which the warp's next one may follow."""
+
+    @property
+    def name(self):
+        """Without what modifies it."""
+        return self.opcode.split(".")[0]
+
+    @property
+    def width(self):
+        """Bytes of a thread, if it is an access."""
+        return _width(self.opcode)
+
+
+def scheduled(way):
+    """The `Scheduled` of the `way` of a kernel's facts."""
+    return [_scheduled(*text.split(" ")) for text in way]
+
+
+def _scheduled(control, opcode):
+    found = _CONTROL.fullmatch(control)
+    if not found:
+        raise ValueError(f"{control!r} is no control code: was this disassembled by Mosaic?")
+    reading, writing = (None if x == "-" else int(x) for x in found.group(2, 3))
+    waits = tuple(map(int, re.findall(r"\d", found[1])))
+    return Scheduled(opcode, waits, reading, writing, int(found[4], 16))
+
+
 def instructions_on_main_path(kernel, branches=0):
     """How many instructions a thread of a kernel runs.
 
@@ -209,9 +254,9 @@ def instructions_per_element(kernel, elements, branches=0):
 
 def _widths(code, opcodes):
     """How many accesses there are of each width in bytes (as text, as JSON has it)."""
-    found = collections.Counter()
-    for instruction in code:
-        name, *flags = instruction.opcode.split(".")
-        if name in opcodes:
-            found[str(next((_WIDTHS[flag] for flag in flags if flag in _WIDTHS), 4))] += 1
+    found = collections.Counter(str(_width(x.opcode)) for x in code if x.name in opcodes)
     return dict(sorted(found.items()))
+
+
+def _width(opcode):
+    return next((_WIDTHS[flag] for flag in opcode.split(".") if flag in _WIDTHS), 4)

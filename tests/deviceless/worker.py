@@ -11,6 +11,8 @@ import argparse
 import json
 import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -38,8 +40,22 @@ def main(arguments=None):
 def register():
     """Lets the modules that have cases register them."""
     from tests.deviceless import clipped, kernels, meshes, models, paged, scaling, small
+    from tests.deviceless.throughput import kernels as modelled
 
-    del clipped, kernels, meshes, models, paged, scaling, small
+    del clipped, kernels, meshes, modelled, models, paged, scaling, small
+
+
+def results(target_name, names):
+    """`{name: result}` for each case, compiled in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder, "facts.json")
+        command = [sys.executable, "-m", "tests.deviceless.worker", target_name, out, *names]
+        subprocess.run(command, check=True)
+        found = json.loads(out.read_text())
+    for name, result in found.items():
+        if "error" in result:
+            raise SystemExit(f"{name}, for {target_name}:\n{result['error']}")
+    return found
 
 
 def compile_cases(target_name, names, folder):
