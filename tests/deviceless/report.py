@@ -1,94 +1,80 @@
-"""What a step costs for whole models, by what was compiled: a table in Markdown.
+"""Makes the tables of docs/kernels.md of what is compiled now, and writes them there.
 
     ./dev deviceless --collect-only    # makes the environment
-    .venv-deviceless/bin/python -m tests.deviceless.report [MODEL ...] [--whole]
+    .venv-deviceless/bin/python -m tests.deviceless.report [TABLE ...] [--check]
+    .venv-deviceless/bin/python -m tests.deviceless.report --models llama-70b    # prints
 
-Takes some minutes. Of a model with many tensors and equal layers it compiles one layer and two,
-and adds their difference for each further layer. XLA joins some small kernels of different layers,
-so the number of kernels is then an estimate (of LAMB's for GPT-2, 3 % too high), while bytes hardly
-change. `--whole` compiles all layers: ten minutes more.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. All of them take a quarter of an
+hour on two processors: `a100`, `h200` and `b200` (each kernel, and what the model of throughput
+makes of it) a minute each, `per-thread` (the same, cut in other ways) and `models` the rest.
 """
 
 import argparse
-import json
+import difflib
 import os
 import pathlib
-import subprocess
+import re
 import sys
-import tempfile
 
-TARGET = "h200"
-BANDWIDTH = 4.3e12
-MANY = 200  # tensors
-SHOWN = ("gpt2-124m", "llama-8b", "resnet50")  # those of docs/kernels.md
-HEADER = f"""\
-One step in bfloat16, compiled for `{TARGET}`. Floor: these bytes at {BANDWIDTH / 1e12:g} TB/s,
-90 % of what an H200's memory is sold for, and nothing for launches.
+PAGE = pathlib.Path(__file__).parents[2] / "docs/kernels.md"
+_PLACE = r"(<!-- table {} -->\n\n)(.*?)(\n\n<!-- end -->)"
 
-| model | optimizer | step | kernels | bytes per parameter | floor, ms |
-|---|---|---|---:|---:|---:|
-"""
+
+def read(page, name):
+    """The table of that name on a page, as lines."""
+    return _find(page, name)[2].splitlines()
+
+
+def write(page, name, table):
+    """The page with another table in the place of that name."""
+    found = _find(page, name)
+    return page[: found.start(2)] + table + page[found.end(2) :]
+
+
+def _find(page, name):
+    found = re.search(_PLACE.format(re.escape(name)), page, re.DOTALL)
+    if not found:
+        raise SystemExit(f"{PAGE.name} has no place for the table `{name}`.")
+    return found
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {', '.join(SHOWN)}")
-    parser.add_argument("--whole", action="store_true", help="compile every layer")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the tables import JAX
+    from tests.deviceless import whole_models
+    from tests.deviceless.throughput import tables
+
+    known = {gpu: lambda gpu=gpu: tables.table(gpu, tables.all_kernels()) for gpu in tables.GPUS}
+    known["per-thread"] = tables.per_thread
+    known["models"] = lambda: whole_models.table(whole_models.SHOWN)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(known)}")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if one differs")
+    parser.add_argument("--models", nargs="+", metavar="MODEL", help="print these, of all models")
+    parser.add_argument("--whole", action="store_true", help="with --models: compile every layer")
     args = parser.parse_args(arguments)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # `models` imports JAX
-    from tests.deviceless import models
-
-    rows = []
-    for model in args.models or SHOWN:
-        by_layer = models.leaves(model) > MANY and not args.whole
-        rows += table_rows(model, models.layers(model) if by_layer else None)
-    print(HEADER + "\n".join(rows))
-
-
-def table_rows(model, layers):
-    """Rows of one model. `layers` is None where it is compiled as a whole."""
-    from tests.deviceless import cases, models
-
-    parts = (None,) if layers is None else (1, 2)
-    wanted = [(optimizer, mode[0]) for optimizer in models.OPTIMIZERS for mode in cases.MODES]
-    names = [models.case_name(model, part, *x) for x in wanted for part in parts]
-    print(f"compiling {len(names)} steps of {model}", file=sys.stderr)
-    costs = {name: cost(name, result) for name, result in compile_cases(names).items()}
-    rows = []
-    for optimizer, mode in wanted:
-        of = [costs[models.case_name(model, part, optimizer, mode)] for part in parts]
-        kernels, moved = (
-            x[0] if layers is None else x[0] + (layers - 1) * (x[1] - x[0])
-            for x in zip(*of, strict=True)
+    if unknown := set(args.tables) - set(known):
+        parser.error(
+            f"there is no table {', '.join(sorted(unknown))}; there are {', '.join(known)}"
         )
-        per_parameter = moved / models.parameters(model)
-        title = f"{model}, {models.leaves(model)} tensors"
-        about = "" if layers is None else "about "
-        rows.append(
-            f"| {title} | {optimizer} | {mode} | {about}{kernels} | {per_parameter:.2f} "
-            f"| {moved / BANDWIDTH * 1e3:.2f} |"
-        )
-    return rows
+    if args.models:
+        print(whole_models.table(args.models, args.whole))
+        return
+    differ = [name for name in args.tables or known if _differs(name, known[name](), args.check)]
+    if args.check and differ:
+        raise SystemExit(f"Not as compiled now: {', '.join(differ)}.")
 
 
-def cost(name, result):
-    """`(kernels, bytes)` of the result of a case."""
-    from tests.deviceless.compiling import bytes_moved
-
-    if "error" in result:
-        raise SystemExit(f"{name}:\n{result['error']}")
-    return len(result["facts"]["launches"]), bytes_moved(result["facts"])
-
-
-def compile_cases(names):
-    """Results by name, from a worker."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder, "facts.json")
-        worker = [sys.executable, "-m", "tests.deviceless.worker", TARGET, out, *names]
-        subprocess.run(worker, check=True)
-        return json.loads(out.read_text())
+def _differs(name, table, check):
+    """Whether a table is not the one of the page; shows what is new, and writes it."""
+    page = PAGE.read_text(encoding="utf-8")
+    old, new = read(page, name), table.splitlines()
+    for line in difflib.unified_diff(old, new, name, name, "on the page", "now", n=0, lineterm=""):
+        print(line, file=sys.stderr)
+    if not check:
+        PAGE.write_text(write(page, name, table), encoding="utf-8")
+    return old != new
 
 
 if __name__ == "__main__":
