@@ -34,27 +34,29 @@ BYTES = {
 SIZES = {"bf16": 2, "f32": 4}
 
 MOST = dict(
-    lion_step=42.5, lion_signs=40.5, adam_step=83, adam_moments=64, lamb_moments=84, lamb_apply=26,
+    lion_step=44, lion_signs=42, adam_step=86, adam_moments=67, lamb_moments=87, lamb_apply=26,
     quantize=23, dequantize=10,
 )  # fmt: skip
 """Instructions for each parameter, on any of the GPUs and of either dtype: rounded up by 2 %."""
 
 OVER = {
-    ("a100", "adam_moments", "bf16"): 1.2,
+    ("a100", "adam_moments", "bf16"): 1.25,
+    ("a100", "lamb_moments", "bf16"): 1.05,
     ("h200", "lion_signs", "bf16"): 1.1,
     ("h200", "adam_step", "bf16"): 1.3,
     ("h200", "adam_moments", "bf16"): 1.65,
-    ("h200", "adam_moments", "f32"): 1.2,
+    ("h200", "adam_moments", "f32"): 1.25,
     ("h200", "lamb_moments", "bf16"): 1.4,
     ("h200", "lamb_moments", "f32"): 1.1,
     ("h200", "quantize", "bf16"): 1.15,
+    ("b200", "lion_step", "bf16"): 1.05,
     ("b200", "lion_signs", "bf16"): 1.35,
-    ("b200", "lion_signs", "f32"): 1.1,
-    ("b200", "adam_step", "bf16"): 1.45,
-    ("b200", "adam_moments", "bf16"): 1.9,
-    ("b200", "adam_moments", "f32"): 1.4,
+    ("b200", "lion_signs", "f32"): 1.15,
+    ("b200", "adam_step", "bf16"): 1.5,
+    ("b200", "adam_moments", "bf16"): 1.95,
+    ("b200", "adam_moments", "f32"): 1.45,
     ("b200", "lamb_moments", "bf16"): 1.6,
-    ("b200", "lamb_moments", "f32"): 1.2,
+    ("b200", "lamb_moments", "f32"): 1.25,
     ("b200", "quantize", "bf16"): 1.45,
 }
 """Kernels that need more instructions than their budget, and how many times as many at most."""
@@ -91,10 +93,10 @@ def test_kernels_keep_to_their_instructions(modelled, gpu):
 
 @pytest.mark.parametrize("gpu", GPUS)
 def test_kernels_keep_to_their_budget_or_are_known_not_to(modelled, gpu):
-    over = {(gpu, *key): of.over for key, of in modelled(gpu).items() if of.over > 1}
-    known = {key: most for key, most in OVER.items() if key[0] == gpu}
-    assert over.keys() == known.keys(), over
-    assert {key: x for key, x in over.items() if x > known[key]} == {}
+    over = {(gpu, *key): of.over for key, of in modelled(gpu).items()}
+    assert {key: x for key, x in over.items() if x > OVER.get(key, 1)} == {}
+    # What is well within its budget has no place in the list.
+    assert {key: x for key, x in over.items() if key in OVER and x < 0.97} == {}
 
 
 @ON_PAGE

@@ -5,6 +5,8 @@ added for each further layer. XLA joins some small kernels of different layers, 
 kernels is then an estimate, while bytes hardly change.
 """
 
+import sys
+
 from tests.deviceless import cases, models, worker
 from tests.deviceless.compiling import bytes_moved
 
@@ -32,6 +34,7 @@ def _rows(model, layers):
     parts = (None,) if layers is None else (1, 2)
     wanted = [(optimizer, mode[0]) for optimizer in models.OPTIMIZERS for mode in cases.MODES]
     names = [models.case_name(model, part, *x) for x in wanted for part in parts]
+    print(f"compiling {len(names)} steps of {model}", file=sys.stderr)
     costs = {name: _cost(result) for name, result in worker.results(TARGET, names).items()}
     rows = []
     for optimizer, mode in wanted:
