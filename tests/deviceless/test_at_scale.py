@@ -40,6 +40,11 @@ KERNELS = {"lion8bit": ["lion_step"], "lamb8bit": ["lamb_moments", "lamb_apply"]
 # and codes again.
 STATE = 1 + 4 / 256
 MOVED = {"lion8bit": 3 * 2 + 2 * STATE, "lamb8bit": 3 * 2 + 4 * STATE + 2 + 2 * STATE}
+# LAMB's kernels leave three sums for each tile. Two of them are gathered from all leaves, with room
+# for 128 tiles more of each, and read again.
+TILE, ROOM = 2048, 128
+SUMS = {"lion8bit": 0, "lamb8bit": (12 + 12 + 3 * 8) / TILE}
+GATHERED = {"lion8bit": 0, "lamb8bit": 8 * (ELEMENTS // TILE + ROOM * LEAVES)}
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +91,16 @@ def test_parameters_and_state_are_written_in_place(costs, name):
     cost = costs[name]
     assert cost["arguments"] == cost["state_bytes"] + 2 * cost["parameter_bytes"]
     assert cost["alias"] == cost["state_bytes"] + cost["parameter_bytes"]
-    # The codes of the smallest leaf are as large. LAMB's partial sums are 12 bytes for each tile.
-    assert cost["largest_copy"] < WIDTH
-    assert cost["temp"] < 2 * 12 * ELEMENTS / 4096
+    assert cost["largest_copy"] <= GATHERED[name]
+    sums = 12 * ELEMENTS / TILE * bool(SUMS[name])
+    assert cost["temp"] < sums + GATHERED[name] + 1024 * LEAVES  # and scalars
 
 
 @pytest.mark.parametrize("name", SLOTS)
 def test_a_device_moves_the_bytes_of_its_shards(costs, name):
     assert costs[name]["ideal"] == pytest.approx(MOVED[name] * ELEMENTS, rel=1e-6)
-    assert 1 <= costs[name]["moved"] / costs[name]["ideal"] < 1.001
+    most = 1 + SUMS[name] / MOVED[name] + 2e-4  # scalars
+    assert 1 <= costs[name]["moved"] / costs[name]["ideal"] < most
 
 
 def test_models_have_as_many_parameters_as_published():

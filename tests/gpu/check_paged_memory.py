@@ -68,8 +68,9 @@ class Watched:
 
     def step(self):
         params, grads = self._params, self._tree(functools.partial(_made, 2.0**-6))
-        # The norms of the tiles of a kernel: 16 bytes for 4096 elements.
-        norms = 16 * self._count * math.prod(self._shape) // 4096
+        # Three sums for each tile of a kernel, and two of them put together: 20 bytes for 1024
+        # elements at most.
+        norms = 20 * self._count * math.prod(self._shape) // 1024
         allowed = self._allowed | {
             "gradients": paging.nbytes(grads),
             "norms": norms,

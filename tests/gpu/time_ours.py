@@ -63,7 +63,7 @@ def programs(run):
         yield ours("large", leaves, name, "bf16", bf16, True, codec="dynamic")
         yield ours("large", leaves, name, "bf16", bf16, True, count_skipped=True)
     yield ours("large", leaves, "lion8bit", "f32", DTYPES["f32"], True, codec="dynamic")
-    for rule, per_thread in itertools.product((rules.LION, rules.LAMB, rules.ADAM), (8, 16, 32)):
+    for rule, per_thread in itertools.product((rules.LION, rules.LAMB, rules.ADAM), (8, 16)):
         yield tiled(leaves, rule, per_thread, INTERPRET if run.interpret else None)
     yield from quantizing(run, size)
     if run.tiny:
