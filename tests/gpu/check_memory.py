@@ -69,8 +69,8 @@ def _in_place(run, name):
     facts["peak_before_bytes"] = before["peak_bytes_in_use"] - before["bytes_in_use"]
     grown = after["peak_bytes_in_use"] - max(before["peak_bytes_in_use"], before["bytes_in_use"])
     facts["peak_grew_bytes"] = grown
-    # Three sums for each tile, and two of them put together, of 1024 elements at least; scalars, and
-    # what the allocator rounds up.
+    # Three sums for each tile, of 1024 elements at least, and two of them put together; scalars;
+    # and what the allocator rounds up.
     most = 16 * MIB + 20 * math.prod(shape) // 1024
     assert grown <= most, f"the peak grew by {grown / MIB:.0f} MiB"
     return facts

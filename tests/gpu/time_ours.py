@@ -63,8 +63,11 @@ def programs(run):
         yield ours("large", leaves, name, "bf16", bf16, True, codec="dynamic")
         yield ours("large", leaves, name, "bf16", bf16, True, count_skipped=True)
     yield ours("large", leaves, "lion8bit", "f32", DTYPES["f32"], True, codec="dynamic")
+    interpret = INTERPRET if run.interpret else None
     for rule, per_thread in itertools.product((rules.LION, rules.LAMB, rules.ADAM), (8, 16)):
-        yield tiled(leaves, rule, per_thread, INTERPRET if run.interpret else None)
+        yield tiled(leaves, rule, per_thread, "params", interpret)
+    for per_thread in (8, 16):
+        yield tiled(leaves, rules.LION, per_thread, "updates", interpret)
     yield from quantizing(run, size)
     if run.tiny:
         return
@@ -203,10 +206,10 @@ def clipped(leaves, by):
     return Program(name, step, carry, grads, elements(leaves), floor, about=about)
 
 
-def tiled(leaves, rule, per_thread, interpret):
-    """Kernels in bfloat16 with another number of elements in a thread: what tuning is about."""
+def tiled(leaves, rule, per_thread, emit, interpret):
+    """Kernels in bfloat16 with so many elements in a thread: what `mosaic.sizes` chooses from."""
     codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
-    spec = Spec(rule, codecs, 256, None, "params", per_thread=per_thread)
+    spec = Spec(rule, codecs, 256, None, emit, per_thread=per_thread)
     scalars = scalars_of(rule, bias_correction=False, step_size=-1e-4)
     by_kernels = on_arrays(functools.partial(mosaic.step, interpret=interpret))
     params, grads = trees(leaves, DTYPES["bf16"])
@@ -228,13 +231,14 @@ def tiled(leaves, rule, per_thread, interpret):
         return made
 
     return Program(
-        f"large: {rule.name} bf16, {per_thread} elements in a thread",
+        f"large: {rule.name} bf16 {emit}, {per_thread} elements in a thread",
         step,
         carry,
         grads,
         elements(leaves),
+        # Of updates as well: signs are written and read in place of parameters.
         _FLOORS[_NAMES[rule.name]](2, 2, "apply_fused"),
-        about={"what": "tiles", "optimizer": rule.name, "per_thread": per_thread},
+        about={"what": "tiles", "emit": emit, "optimizer": rule.name, "per_thread": per_thread},
     )
 
 
