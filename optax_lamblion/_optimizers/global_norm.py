@@ -49,19 +49,19 @@ def clip_by_global_norm(
       max_norm: :math:`c`, a positive number or a schedule; infinity clips nothing.
       norm_axes: Inside of `jax.shard_map(..., check_vma=False)` and `jax.pmap`, where types do not
         say it, the names of the mesh axes over which all gradients are divided, such as
-        `("data",)`; or, if they are not divided alike, a tree of their `PartitionSpec`s. A gradient
-        that is whole on every device has `PartitionSpec()`. `()` says so of all of them.
+        `("data",)`; or, if they are not divided alike, a tree with the `PartitionSpec` of each. A
+        gradient that is whole on every device has `PartitionSpec()`. `()` says so of all of them.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
     State:
-      Nothing, so a checkpoint is exchanged with `optax.clip_by_global_norm`'s. With a schedule
+      Nothing, so checkpoints are exchanged with those of `optax.clip_by_global_norm`. With a schedule
       `optax.ScaleByScheduleState`, whose count is 4 bytes.
 
     Raises:
       TypeError: `max_norm` is not a number or a schedule, or a schedule returns something else;
-        `norm_axes` are neither names nor `PartitionSpec`s; a gradient is not floating point.
+        `norm_axes` has neither names nor a `PartitionSpec`; a gradient is not floating point.
       ValueError: `max_norm` is not positive; gradients are on several meshes; nothing says how they
         are divided.
 

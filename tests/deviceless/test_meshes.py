@@ -49,10 +49,12 @@ def test_state_is_divided_and_written_in_place(facts_for, name, kind, form):
 @by_kind
 @by_name
 def test_nothing_is_copied(facts_for, name, kind):
-    """But scales of the smallest leaf, and what a stream moves."""
+    """But scales of the smallest leaf, what a stream moves, and partial sums of LAMB's norms."""
     facts = facts_for("h200")[f"{name}/8 {kind}/apply_fused"]["facts"]
     found = [x for x in copies(facts, 256) if not x["name"].startswith(STARTS)]
-    assert found == []
+    # They are put into one array of all leaves, two for each tile.
+    sums = [x for x in found if "lamb" in name and all(r.endswith(",2]") for r in x["results"])]
+    assert found == sums
     if not name.startswith("paged") and "8bit" in name:
         assert facts["temp"] < 2**16
 

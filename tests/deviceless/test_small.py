@@ -6,9 +6,8 @@ import pytest
 
 from optax_lamblion.demo import shapes
 from pallas_kernels.mosaic.tile import TILE
-from tests.deviceless import hlo, models, small
+from tests.deviceless import hlo, models, small, worker
 from tests.deviceless.compiling import copies, mosaic_kernels
-from tests.deviceless.report import compile_cases
 
 pytestmark = pytest.mark.deviceless
 
@@ -39,7 +38,7 @@ def test_they_are_written_in_place(facts_for, optimizer):
 def gpt2(facts_for):
     """Facts of whole steps by optimizer. `facts_for` says whether there are compilers."""
     names = {x: models.case_name("gpt2-124m", None, x, "apply_fused") for x in models.OPTIMIZERS}
-    results = compile_cases(list(names.values()))
+    results = worker.results("h200", list(names.values()))
     return {optimizer: results[name]["facts"] for optimizer, name in names.items()}
 
 

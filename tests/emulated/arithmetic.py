@@ -38,7 +38,20 @@ def _sum(name, modifiers):
 
 @TABLE.enter("fma")
 def _fma(name, modifiers):
+    if modifiers in (("rn", "f32", "bf16"), ("rn", "f32", "f16")):  # factors of 16 bits
+        wide = _WIDENED[modifiers[-1]]
+
+        def mixed(a, b, c):
+            return rounding.canonical(rounding.fma(wide(a), wide(b), c))
+
+        return Operation(("u16", "u16", "f32"), mixed)
     return _of_floats(type_of(modifiers, "rn"), 3, rounding.fma)
+
+
+_WIDENED = {
+    "bf16": lambda bits: (bits.astype(np.uint32) << np.uint32(16)).view(np.float32),
+    "f16": lambda bits: bits.astype(np.uint16).view(np.float16).astype(np.float32),
+}
 
 
 @TABLE.enter("mul", "mad")

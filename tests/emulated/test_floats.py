@@ -60,6 +60,15 @@ def test_pairs_are_two_numbers_each():
     assert_same(got, run("add.f32", arguments[0], np.tile(arguments[1][:2], 2048)))
 
 
+@pytest.mark.parametrize("name, dtype", [("bf16", ml_dtypes.bfloat16), ("f16", np.float16)])
+def test_factors_of_16_bits_are_widened(name, dtype):
+    with np.errstate(all="ignore"):
+        a, b = (floats().astype(dtype) for _ in range(2))
+    c = floats()
+    got = run(f"fma.rn.f32.{name}", a.view(np.uint16), b.view(np.uint16), c)
+    assert_same(got, run("fma.rn.f32", a.astype(np.float32), b.astype(np.float32), c))
+
+
 def test_the_larger_and_the_smaller_of_two_numbers():
     a, b = floats(), floats()
     b[::7] = -a[::7]

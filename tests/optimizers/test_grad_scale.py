@@ -96,7 +96,7 @@ def test_it_may_be_any_real_scalar(scale):
 BAD_TYPES = [True, "1", 1j, lambda count: 0.5, jnp.ones(3), np.ones(1), jnp.array(True), [0.5]]
 
 
-@pytest.mark.parametrize("bad", BAD_TYPES, ids=str)
+@pytest.mark.parametrize("bad", BAD_TYPES)
 def test_it_is_a_number(bad):
     p, tx = problem.params(), lion8bit(1e-2)
     with pytest.raises(TypeError, match="`grad_scale` must be one real number"):
