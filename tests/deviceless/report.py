@@ -4,9 +4,9 @@
     .venv-deviceless/bin/python -m tests.deviceless.report [TABLE ...] [--check]
     .venv-deviceless/bin/python -m tests.deviceless.report --models llama-70b    # prints
 
-A table stands between `<!-- table NAME -->` and `<!-- end -->`. Of the time of a processor, `a100`,
-`h200` and `b200` (each kernel, and what the model of throughput makes of it) take a minute and a half
-each, `per-thread` (the same, cut in other ways) ten, and `models` twenty.
+A table stands between `<!-- table NAME -->` and `<!-- end -->`. Of a processor's time, `a100`,
+`h200` and `b200` (each kernel, and what the model of throughput makes of it) take one or two
+minutes each, `per-thread` (the same, cut in other ways) ten, and `models` twenty.
 """
 
 import argparse
