@@ -56,8 +56,8 @@ def clip_by_global_norm(
       An `optax.GradientTransformationExtraArgs`.
 
     State:
-      Nothing, so checkpoints are exchanged with those of `optax.clip_by_global_norm`. With a schedule
-      `optax.ScaleByScheduleState`, whose count is 4 bytes.
+      Nothing, so checkpoints are exchanged with those of `optax.clip_by_global_norm`. With a
+      schedule `optax.ScaleByScheduleState`, whose count is 4 bytes.
 
     Raises:
       TypeError: `max_norm` is not a number or a schedule, or a schedule returns something else;
