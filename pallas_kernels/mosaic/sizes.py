@@ -11,7 +11,7 @@ Modelled, not measured, relative to the time of their bytes on an H200, bfloat16
 |---|---:|---:|---:|
 | `lion_step` | 1.00 | 1.00 | 1.03 |
 | `lion_signs` | 1.10 | 1.01 | 1.34 |
-| `lamb_moments` | 1.50 | 1.40 | 2.0 |
+| `lamb_moments` | 1.56 | 1.40 | 2.0 |
 | `lamb_moments`, float32 | 1.00 | 1.29 | 1.5 |
 | `adam_step` | 1.18 | 1.31 | 1.8 |
 
