@@ -98,7 +98,9 @@ def _climb_eighth_powers(x, least, scale, offset, *of_u):
 
     From rung 4 on codes are those of `ladders` except within a thousandth of the gap from where
     rounding turns. On the rungs below it, which are 4e-15 of the largest value of a block and less,
-    that is a fortieth of the gap, and on most of them less.
+    that is a fortieth of the gap, and on most of them less. What is less than the first rung, 6e-20
+    of the largest value, may be stored as either neighbour: a second moment that is not 0 is never
+    stored as 0, so it makes no difference to a step.
     """
     t = jnp.exp2(jnp.log2(x * scale) * (1 / 8) + offset)
     rung = jnp.maximum(_rung(t, *of_u or _EIGHTH_NEAREST), least)

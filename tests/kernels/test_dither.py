@@ -211,8 +211,9 @@ def share(where, codec, signed, y):
     """What share of the gap a ladder may be off from where rounding turns, for every `y`."""
     if where == "xla":
         return 1e-4
-    if codec == "power" and not signed:  # `_climb_eighth_powers`, on the rungs below the fourth
-        return np.where(np.abs(y) < (4 / 255) ** 8, 0.025, 1e-3)
+    if codec == "power" and not signed:  # see `_climb_eighth_powers`
+        first, fourth = ((rung / 255) ** 8 for rung in (1, 4))
+        return np.select([y < first, y < fourth], [1, 0.025], 1e-3)
     return 1e-3
 
 

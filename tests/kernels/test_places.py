@@ -118,7 +118,7 @@ def apart(step, shape, shards):
         here = leaf_of(SPEC, *here, SCALARS, DITHER._replace(place=place))
         half = moments(here)
         halves.append((index, here.replace(slots=half.slots), half.tiles))
-        total += half.sums
+        total += half.sums.sum(0)  # over its parts
     out = jax.tree.map(np.zeros_like, (arrays[1], arrays[2], arrays[3]))
     for index, here, tiles in halves:
         factor = ratio(total, SCALARS.astype(jnp.float32))
