@@ -5,7 +5,6 @@ as they move fewer bytes; a name takes that one or raises. But a step of leaves 
 nothing to gain, in float32 or of less than a tile, is always XLA's.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,50 +14,60 @@ from jax.interpreters import mlir
 from jax.lax import platform_dependent
 
 from pallas_kernels.arithmetic.shards import is_divided
+from pallas_kernels.devices import devices
 from pallas_kernels.leaf import Halfway, Leaf, Stepped
-from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.mosaic.tile import TILE
-from pallas_kernels.xla import step as xla
+from pallas_kernels.mosaic import quantize as mosaic_quantize
+from pallas_kernels.mosaic import step as mosaic_step
+from pallas_kernels.tiled.rows import TILE
+from pallas_kernels.triton import installed
+from pallas_kernels.triton import quantize as triton_quantize
+from pallas_kernels.triton import step as triton_step
+from pallas_kernels.xla import quantize as xla_quantize
+from pallas_kernels.xla import step as xla_step
 
 
 class Implementation(NamedTuple):
-    """Code for the steps of leaves. What it is given, and returns, is in `leaf`.
+    """Code for the steps of leaves, and for quantization."""
 
-    - `platform`: JAX's name of the only platform that it is for, or None.
-    - `why_not_here()`: why it cannot run on the devices of this process, or None.
+    platforms: tuple[str, ...]
+    """JAX's names of those that it is for; none if it is for all."""
+    needs: str
+    """These, in words."""
+    why_not_here: Callable[[], str | None]
+    """Why it cannot run on the devices of this process, or None."""
+    steps: Any
+    """A module. What its functions are given, and return, is in `leaf`.
+
     - `why_not(leaf)`: why it cannot step a leaf, or None.
     - `step(leaf)` returns `Stepped`.
     - `moments(leaf)` returns `Halfway`, and `apply(leaf, ratio, tiles)` parameters or updates: the
       two halves that a norm over devices or pages needs. `adopted(leaf, halfway)` is another one's
       `Halfway` in the form of its own.
     """
+    arrays: Any
+    """A module.
 
-    platform: str | None
-    why_not_here: Callable[[], str | None]
-    why_not: Callable[[Leaf], str | None]
-    step: Callable[[Leaf], Stepped]
-    moments: Callable[[Leaf], Halfway]
-    apply: Callable[..., Any]
-    adopted: Callable[[Leaf, Halfway], Halfway] = lambda leaf, halfway: halfway
+    - `why_not(x, block_size, dtype)`: why it cannot take an array and one of that dtype, or None.
+    - `quantize` and `dequantize`, as the public functions, of arguments that are checked.
+    """
+
+    @property
+    def platform(self) -> str | None:
+        """The one that programs of this process are compiled for, or could be."""
+        reachable = [name for name in self.platforms if name in compiles_for()]
+        return next(iter((*reachable, *self.platforms)), None)
 
 
-@functools.cache
 def _gpus():
-    try:
-        return jax.devices("cuda")
-    except RuntimeError:
-        return []
+    return devices("cuda")
 
 
-_OLDEST = 8.0
-"""The compute capability that the instructions of Mosaic's kernels need."""
-
-
-def _why_not_gpu():
+def _too_old(oldest):
+    """Why kernels that need this compute capability cannot run here, or None."""
     for gpu in _gpus():
-        if float(gpu.compute_capability) < _OLDEST:
+        if float(gpu.compute_capability) < oldest:
             return (
-                f"the kernels need compute capability {_OLDEST}, and {gpu.device_kind} has "
+                f"the kernels need compute capability {oldest}, and {gpu.device_kind} has "
                 f"{gpu.compute_capability}"
             )
     return None
@@ -66,15 +75,16 @@ def _why_not_gpu():
 
 IMPLEMENTATIONS = {
     "mosaic": Implementation(
-        "cuda",
-        lambda: _why_not_gpu(),
-        mosaic.why_not,
-        mosaic.step,
-        mosaic.moments,
-        mosaic.apply,
-        mosaic.adopted,
+        ("cuda",), "an NVIDIA GPU", lambda: _too_old(8.0), mosaic_step, mosaic_quantize
     ),
-    "xla": Implementation(None, lambda: None, xla.why_not, xla.step, xla.moments, xla.apply),
+    "triton": Implementation(
+        ("cuda", "rocm"),
+        "an NVIDIA or AMD GPU",
+        lambda: installed.why_not() or _too_old(7.5),
+        triton_step,
+        triton_quantize,
+    ),
+    "xla": Implementation((), "", lambda: None, xla_step, xla_quantize),
 }
 """By name, the fastest first. The last one runs everywhere."""
 
@@ -115,17 +125,20 @@ def _chosen(leaf):
     """The `choice` for a leaf, and what was asked for."""
     general = leaf.size < TILE or not leaf.coded
     implementation = GENERAL if general else leaf.spec.implementation
-    why_not = {name: entry.why_not for name, entry in IMPLEMENTATIONS.items()}
-    return choice(implementation, lambda name: why_not[name](leaf)), implementation
+
+    def why_not(name):
+        return IMPLEMENTATIONS[name].steps.why_not(leaf)
+
+    return choice(implementation, why_not), implementation
 
 
 def _run(method, leaf, *args):
     chosen, implementation = _chosen(leaf)
-    calls = {name: getattr(entry, method) for name, entry in IMPLEMENTATIONS.items()}
+    calls = {name: getattr(entry.steps, method) for name, entry in IMPLEMENTATIONS.items()}
 
     def general(leaf, *args):
         out = calls[GENERAL](leaf, *args)
-        return IMPLEMENTATIONS[chosen].adopted(leaf, out) if method == "moments" else out
+        return IMPLEMENTATIONS[chosen].steps.adopted(leaf, out) if method == "moments" else out
 
     return call(chosen, implementation, {**calls, GENERAL: general}, (leaf, *args))
 
@@ -148,7 +161,7 @@ def choice(implementation, why_not) -> str:
         return implementation
     here = compiles_for()
     for name, entry in IMPLEMENTATIONS.items():
-        reachable = entry.platform is None or entry.platform in here
+        reachable = not entry.platforms or here & {*entry.platforms}
         if reachable and not (why_not(name) or entry.why_not_here()):
             return name
     return GENERAL
@@ -185,17 +198,27 @@ def check_implementation(implementation):
         )
 
 
-def describe():
-    """`(implementation, why)` that None means for large 8-bit leaves in this process."""
+def reasons() -> dict[str, str]:
+    """Why each implementation cannot step large 8-bit leaves in this process; "" if it can."""
     platform = jax.default_backend()
-    if platform == "gpu" and not _gpus():
-        return "xla", "the kernels are for GPUs of NVIDIA"
-    if platform != "gpu":
-        return "xla", f"the kernels are for GPUs of NVIDIA, and this is a {platform.upper()}"
-    if why := _why_not_gpu():
-        return "xla", why
-    capability = _gpus()[0].compute_capability
-    return "mosaic", f"the GPU's compute capability is {capability}, and kernels move fewer bytes"
+    if platform == "gpu":
+        platform = "cuda" if _gpus() else "rocm"
+
+    def reason(entry):
+        if entry.platforms and platform not in entry.platforms:
+            return f"it needs {entry.needs}, and this is a {_WORDS.get(platform, platform.upper())}"
+        return entry.why_not_here() or ""
+
+    return {name: reason(entry) for name, entry in IMPLEMENTATIONS.items()}
+
+
+def gpu_in_words() -> str:
+    """What is known of the first GPU of this process."""
+    gpu = (_gpus() or devices("rocm"))[0]
+    return f"{gpu.device_kind} has compute capability {gpu.compute_capability}"
+
+
+_WORDS = {"cuda": "GPU of NVIDIA", "rocm": "GPU of AMD"}
 
 
 def compiles_for():
@@ -205,7 +228,9 @@ def compiles_for():
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     named = device is not None and device.platform in ("gpu", "cuda")
-    return {"cuda"} if named or _gpus() else set()
+    if named or _gpus():
+        return {"cuda"}
+    return {"rocm"} if devices("rocm") else set()
 
 
 def _is_distributed(arrays):
@@ -228,14 +253,11 @@ _refusal = Primitive("implementation_cannot_run")
 _refusal.multiple_results = True
 _refusal.def_abstract_eval(lambda *, name, out: out)
 
-_NEEDS = {"cuda": "an NVIDIA GPU"}
-
 
 def _refuse(context, *, name, out):
     platforms = " and ".join(context.module_context.platforms)
-    needed = _NEEDS.get(IMPLEMENTATIONS[name].platform or "", "another device")
     raise ValueError(
-        f'`implementation="{name}"` needs {needed}, and this step is compiled for {platforms}. '
+        f'`implementation="{name}"` needs {IMPLEMENTATIONS[name].needs}, and this step is compiled for {platforms}. '
         f"{_REMEDY}"
     )
 

@@ -11,9 +11,6 @@ from pallas_kernels import dispatch
 from pallas_kernels.arithmetic.blocks import absmax_shape, check_block_size
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.hashing import mix
-from pallas_kernels.mosaic import quantize as mosaic
-from pallas_kernels.mosaic.tile import why_not_array
-from pallas_kernels.xla import quantize as xla
 
 
 def quantize(
@@ -46,8 +43,8 @@ def quantize(
         where `keep_nonzero`, or the sign rule of the signed dynamic map, lifts it from 0); the same
         seed gives the same codes on every device and in every shape.
       keep_nonzero: Store a value that is not 0 at least on the first level above 0.
-      implementation: `"mosaic"` for the kernel, which reads the array once and needs an NVIDIA GPU,
-        `"xla"`, or None for the kernel where it can run.
+      implementation: `"mosaic"` or `"triton"` for a kernel, which reads the array once and needs a
+        GPU, `"xla"`, or None for a kernel where one can run.
 
     Returns:
       `(codes, absmax)`: uint8 in the shape of `x`; float32 of shape
@@ -83,16 +80,20 @@ _STATIC = ("block_size", "codec", "keep_nonzero", "implementation")
 @functools.partial(jax.jit, static_argnames=_STATIC)
 def _quantize(x, key, block_size, codec, keep_nonzero, implementation):
     static = dict(block_size=block_size, codec=codec, keep_nonzero=keep_nonzero)
-    calls = dict(
-        mosaic=functools.partial(mosaic.quantize, **static),
-        xla=functools.partial(xla.quantize, **static),
-    )
-    chosen = dispatch.choice(implementation, functools.partial(_why_not, x, block_size, x.dtype))
-    return dispatch.call(chosen, implementation, calls, (x, key))
+    why_not = _why_not(x, block_size, x.dtype)
+    return _run("quantize", implementation, why_not, static, (x, key))
 
 
-def _why_not(x, block_size, dtype, name):
-    return why_not_array(x, block_size, dtype) if name == "mosaic" else None
+def _why_not(x, block_size, dtype):
+    return lambda name: dispatch.IMPLEMENTATIONS[name].arrays.why_not(x, block_size, dtype)
+
+
+def _run(function, implementation, why_not, static, arrays):
+    calls = {
+        name: functools.partial(getattr(entry.arrays, function), **static)
+        for name, entry in dispatch.IMPLEMENTATIONS.items()
+    }
+    return dispatch.call(dispatch.choice(implementation, why_not), implementation, calls, arrays)
 
 
 def _key(seed):
@@ -125,8 +126,8 @@ def dequantize(
       codec: As in `quantize`.
       signed: As in `quantize`.
       dtype: The result's dtype; the arithmetic is float32.
-      implementation: `"mosaic"` for the kernel, which needs an NVIDIA GPU, or `"xla"`. None means
-        XLA: it moves as few bytes, and can do it as part of what uses the values.
+      implementation: `"mosaic"` or `"triton"` for a kernel, which needs a GPU, or `"xla"`. None
+        means XLA: it moves as few bytes, and can do it as part of what uses the values.
 
     Raises:
       TypeError: `codes` is not uint8, or `dtype` not floating point.
@@ -159,10 +160,6 @@ def dequantize(
 @functools.partial(jax.jit, static_argnames=("block_size", "codec", "dtype", "implementation"))
 def _dequantize(codes, absmax, block_size, codec, dtype, implementation):
     static = dict(block_size=block_size, codec=codec, dtype=dtype)
-    calls = dict(
-        mosaic=functools.partial(mosaic.dequantize, **static),
-        xla=functools.partial(xla.dequantize, **static),
-    )
+    why_not = _why_not(codes, block_size, dtype)
     implementation = implementation or dispatch.GENERAL
-    chosen = dispatch.choice(implementation, functools.partial(_why_not, codes, block_size, dtype))
-    return dispatch.call(chosen, implementation, calls, (codes, absmax))
+    return _run("dequantize", implementation, why_not, static, (codes, absmax))

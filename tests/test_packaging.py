@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.metadata
+import itertools
 import re
 import subprocess
 import sys
@@ -130,16 +131,25 @@ def test_imports_point_one_way():
         assert not top_level(imports(path)) & above, relative(path)
 
 
+IN_TRITON = "pallas_kernels/triton/functions.py"
+"""Written in the Triton language, and imported when a kernel is compiled."""
+
+
 def test_the_library_imports_only_core_dependencies():
     core = {"jax", "numpy", "optax", *PACKAGES, *sys.stdlib_module_names}
     for path in SOURCES:
-        if not relative(path).startswith(("optax_lamblion/cli/", "optax_lamblion/demo/")):
+        if not relative(path).startswith(
+            ("optax_lamblion/cli/", "optax_lamblion/demo/", IN_TRITON)
+        ):
             assert top_level(imports(path, at_import_time=True)) <= core, relative(path)
 
 
-def test_jax_triton_is_imported_only_when_asked_for():
+def test_triton_is_imported_only_when_asked_for():
+    in_triton = IN_TRITON.removesuffix(".py").replace("/", ".")
     for path in SOURCES:
-        assert "jax_triton" not in top_level(imports(path, at_import_time=True)), relative(path)
+        at_import = imports(path, at_import_time=True)
+        assert "jax_triton" not in top_level(at_import), relative(path)
+        assert not any(name.startswith(in_triton) for name in at_import), relative(path)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ def test_arithmetic_knows_no_memory_and_no_device(path):
 
 
 @pytest.mark.parametrize(
-    "ladders", ["arithmetic/codecs.py", "arithmetic/ladders.py", "mosaic/ladders.py"]
+    "ladders", ["arithmetic/codecs.py", "arithmetic/ladders.py", "tiled/ladders.py"]
 )
 def test_what_kernel_bodies_call_imports_jax_numpy_only(ladders):
     names = imports(ROOT / "pallas_kernels" / ladders)
@@ -161,7 +171,7 @@ def test_what_kernel_bodies_call_imports_jax_numpy_only(ladders):
     assert all(re.match(r"jax\.numpy\b|pallas_kernels\.arithmetic\.", x) for x in outside)
 
 
-@pytest.mark.parametrize("one, other", [("xla", "mosaic"), ("mosaic", "xla")])
+@pytest.mark.parametrize("one, other", [*itertools.permutations(["xla", "mosaic", "triton"], 2)])
 def test_implementations_know_nothing_of_each_other(one, other):
     for path in (ROOT / "pallas_kernels" / one).rglob("*.py"):
         assert not [x for x in imports(path) if x.startswith(f"pallas_kernels.{other}")], path

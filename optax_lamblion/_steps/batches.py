@@ -14,7 +14,7 @@ from jax import lax
 
 from pallas_kernels.arithmetic.shards import is_divided
 from pallas_kernels.leaf import Leaf
-from pallas_kernels.mosaic.tile import TILE
+from pallas_kernels.tiled.rows import TILE
 
 
 class Batch(NamedTuple):

@@ -29,10 +29,10 @@ def step(leaves, region, numbers):
       `Stepped` for every leaf.
     """
     one_by_one = functools.partial(_one_by_one, leaves, region, numbers)
-    if len(leaves) > 1 and "cuda" in dispatch.compiles_for():
+    if len(leaves) > 1 and (platforms := dispatch.compiles_for()):
         # Without arguments: what is one value for many leaves would be one for each.
         on_gpu = functools.partial(_in_few_kernels, leaves, region, numbers)
-        stepped = platform_dependent(cuda=on_gpu, default=one_by_one)
+        stepped = platform_dependent(default=one_by_one, **dict.fromkeys(platforms, on_gpu))
     else:
         stepped = one_by_one()
     if not stepped or stepped[0].skipped is None:

@@ -1,5 +1,6 @@
 """Runs a function over a leaf: over its tiles as one Mosaic GPU kernel, over the rest by XLA."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,61 +11,29 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.arithmetic.pieces import GRAIN, Piece
-from pallas_kernels.mosaic.tile import Cut, Tile, rests
+from pallas_kernels.arithmetic.pieces import Piece
+from pallas_kernels.mosaic.sizes import FEW, elements_of_a_thread
+from pallas_kernels.mosaic.tile import Cut, Tile, cut, rests
+from pallas_kernels.tiled.running import (
+    Backend,
+    Small,
+    Sums,
+    Whole,
+    array_of,
+    is_marked,
+    map_marked,
+    with_references,
+)
 
 
-class Whole(NamedTuple):
-    """Marks an array or a reference of a whole leaf, where a body is run over a piece of it."""
-
-    array: Any
-
-
-class Small(NamedTuple):
-    """Marks an array that is neither of elements nor of blocks: a body gets it as it is."""
-
-    array: Any
+def backend(interpret=None):
+    """The `Backend`, for GPUs or for the interpreter."""
+    return Backend(_cut, functools.partial(run_leaf, interpret=interpret))
 
 
-class Sums(NamedTuple):
-    """What the body of a kernel has summed up, in parts."""
-
-    cut: Cut
-    of_tiles: Any
-    """Float32, a row for every tile."""
-    of_rest: Any
-    """A row for the rest, or None."""
-
-    @property
-    def parts(self):
-        """Those of every tile, and after them those of the rest."""
-        if self.of_rest is None:
-            return self.of_tiles
-        return jnp.concatenate([self.of_tiles, self.of_rest])
-
-    @property
-    def total(self):
-        """Over the whole leaf."""
-        return self._after(0)
-
-    def of_layers(self, layers):
-        """Over every layer of a stack, which consists of whole tiles."""
-        return jnp.sum(self.of_tiles.reshape(layers, -1, self.of_tiles.shape[1]), axis=1)
-
-    def of_grains(self):
-        """Over every grain."""
-        tiles = GRAIN // (self.cut.rows * self.cut.block)  # in a grain
-        whole = self.cut.size // GRAIN
-        sums = self.of_tiles[: whole * tiles].reshape(whole, tiles, self.of_tiles.shape[1])
-        sums = sums.sum(axis=1)
-        if whole * GRAIN == self.cut.size:
-            return sums
-        return jnp.concatenate([sums, self._after(whole * tiles)[None]])
-
-    def _after(self, tile):
-        """Over that tile and all that follows."""
-        total = jnp.sum(self.of_tiles[tile:], axis=0)
-        return total if self.of_rest is None else total + jnp.sum(self.of_rest, axis=0)
+def _cut(size, block, dtypes, spec=None):
+    per_thread = FEW if spec is None else elements_of_a_thread(spec, dtypes)
+    return cut(size, block, dtypes, per_thread)
 
 
 class _Launch(NamedTuple):
@@ -92,27 +61,9 @@ def run_leaf(
     late: bool = False,
     interpret: Any = None,
 ):
-    """Runs `body(tile, read, written, out, sums)` over a leaf, its tiles as one kernel.
+    """As `Backend.run`: the tiles as one kernel, the rest by XLA.
 
-    Args:
-      name: The name under which profiles show the kernel.
-      body: The function. It writes what is to be summed up over the leaf to row `tile.number` of
-        the reference `sums`.
-      cut: How the leaf is cut into tiles.
-      read: A tree of arrays, of elements or blocks where they are not `Small`. The body gets
-        references to them.
-      written: A tree of arrays that the body may also write.
-      out: A tree of `jax.ShapeDtypeStruct`, of arrays to be written from scratch.
-      sums: How many sums there are.
-      piece: Where the piece of a leaf lies that it is run over, if it is one. What is `Whole` in
-        `read` and `written` is then of the whole leaf, and the body gets references to the piece.
-      late: See `Spec.late`. `custom_partitioning` cannot lower `jax.new_ref`, and for
-        `pl.run_state` there is no vectorization.
-      interpret: `INTERPRET`, or None for a GPU.
-
-    Returns:
-      `(out, written, sums)`: the new arrays, those that were written, without marks, and the
-      `Sums`, None if there are none.
+    `interpret` is `INTERPRET`, or None for a GPU.
     """
     if sums:
         out = dict(out, sums=jax.ShapeDtypeStruct((cut.tiles, sums), jnp.float32))
@@ -124,26 +75,11 @@ def run_leaf(
     def run(refs):
         return _run(launch, read, refs, out)
 
-    made, written = _with_references(run, written, out, late)
-    written = _map(_array, written)
+    made, written = with_references(run, written, out, late)
+    written = map_marked(array_of, written)
     if not sums:
         return made, written, None
     return made, written, Sums(cut, made.pop("sums"), made.pop("of_rest", None))
-
-
-def _with_references(function, arrays, out, late):
-    """What a function of references returns, shaped like `out`, and what they hold then."""
-    if not late:
-        refs = jax.tree.map(jax.new_ref, arrays)
-        made = function(refs)
-        return made, jax.tree.map(jax.freeze, refs)
-
-    def run(refs):
-        made, arrays = refs
-        jax.tree.map(lambda ref, x: ref.__setitem__(..., x), made, function(arrays))
-
-    empty = jax.tree.map(lambda x: lax.empty(x.shape, x.dtype), out)
-    return pl.run_state(run)((empty, arrays))
 
 
 def _run(launch, read, written, out):
@@ -182,28 +118,16 @@ def _run(launch, read, written, out):
     return made
 
 
-def _map(function, *trees):
-    return jax.tree.map(function, *trees, is_leaf=_is_marked)
-
-
-def _is_marked(x):
-    return isinstance(x, Whole | Small)
-
-
-def _array(x):
-    return x.array if isinstance(x, Whole | Small) else x
-
-
 def _view(piece, tree):
     """A tree without marks, with references to the piece where it has them to the whole leaf."""
 
     def view(x):
         if not isinstance(x, Whole):
-            return _array(x)
+            return array_of(x)
         ndim = len(x.array.shape)
         return x.array.at[pl.ds(piece.begin(ndim), piece.count(ndim))]
 
-    return _map(view, tree)
+    return map_marked(view, tree)
 
 
 class _AfterTiles(NamedTuple):
@@ -215,7 +139,7 @@ class _AfterTiles(NamedTuple):
     @classmethod
     def of(cls, cut: Cut, x, piece):
         """For an array of elements or blocks, or a reference to one."""
-        shape = _array(x).shape
+        shape = array_of(x).shape
         # Elements are counted one by one where an array of them is flat, and else in rows.
         flat = len(shape) == 1 and shape != (-(-cut.size // cut.block),)
         before = cut.covered if flat else cut.covered // cut.block
@@ -234,18 +158,18 @@ def _copied(tree):
     """The arrays in a tree as they are now, copied by one kernel; what is `Small` as it is."""
     # In one array of float32, in which all that a leaf consists of is exact: slices that are by
     # themselves are a kernel each.
-    arrays = [x for x in jax.tree.leaves(tree, is_leaf=_is_marked) if not _is_marked(x)]
+    arrays = [x for x in jax.tree.leaves(tree, is_leaf=is_marked) if not is_marked(x)]
     flat = jnp.concatenate([x.reshape(-1).astype(jnp.float32) for x in arrays])
     flat = lax.optimization_barrier(flat)
     used = itertools.accumulate([0, *(x.size for x in arrays)])
 
     def copy(x):
-        if _is_marked(x):
+        if is_marked(x):
             return x
         begin = next(used)
         return flat[begin : begin + x.size].reshape(x.shape).astype(x.dtype)
 
-    return _map(copy, tree)
+    return map_marked(copy, tree)
 
 
 def _run_rest(launch, read, written, made):
@@ -260,14 +184,16 @@ def _run_rest(launch, read, written, made):
         if isinstance(x, Small):
             return x
         place = _AfterTiles.of(cut, x, piece)
-        return lax.dynamic_slice_in_dim(_array(x), place.begin, place.count)
+        return lax.dynamic_slice_in_dim(array_of(x), place.begin, place.count)
 
     def rest_of_ref(x):
-        return _array(x)[_AfterTiles.of(cut, x, piece).index]
+        return array_of(x)[_AfterTiles.of(cut, x, piece).index]
 
-    small_read, small_written = _copied((_map(rest_of, read), _map(rest_of_ref, written)))
-    small_read = _map(_array, small_read)
-    small_made = jax.tree.map(lambda x: jnp.zeros_like(_array(rest_of(x))), made)
+    small_read, small_written = _copied(
+        (map_marked(rest_of, read), map_marked(rest_of_ref, written))
+    )
+    small_read = map_marked(array_of, small_read)
+    small_made = jax.tree.map(lambda x: jnp.zeros_like(array_of(rest_of(x))), made)
     parts = rests(cut, piece)
     of_rest = [jnp.zeros((1, sums), jnp.float32) for _ in parts] if sums else [None] * len(parts)
 
@@ -276,14 +202,14 @@ def _run_rest(launch, read, written, made):
         for rest, sums_ref in zip(parts, of_rest, strict=True):
             launch.body(rest, small_read, small_written, small_made, sums_ref)
 
-    _, (new_written, new_made, of_rest) = _with_references(
+    _, (new_written, new_made, of_rest) = with_references(
         run, (small_written, small_made, of_rest), None, launch.late
     )
 
     def write(x, new):
-        _array(x)[_AfterTiles.of(cut, x, piece).index] = new
+        array_of(x)[_AfterTiles.of(cut, x, piece).index] = new
 
-    _map(write, written, new_written)
+    map_marked(write, written, new_written)
 
     def put(x, new):
         place = _AfterTiles.of(cut, x, piece)

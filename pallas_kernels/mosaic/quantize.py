@@ -1,60 +1,21 @@
 """Quantization of one array as Pallas kernels on the Mosaic GPU backend."""
 
-import jax
-import jax.numpy as jnp
-
-from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows
-from pallas_kernels.arithmetic.codecs import as_bytes, decode, encode, storable
-from pallas_kernels.arithmetic.hashing import uniform_at
-from pallas_kernels.arithmetic.ladders import NEAREST
-from pallas_kernels.mosaic.ladders import for_kernel
-from pallas_kernels.mosaic.launch import Small, run_leaf
-from pallas_kernels.mosaic.sizes import FEW
-from pallas_kernels.mosaic.tile import cut
+from pallas_kernels.mosaic.launch import backend
+from pallas_kernels.mosaic.tile import BLOCK_SIZES
+from pallas_kernels.tiled import quantize as tiled
+from pallas_kernels.tiled.rows import why_not_array
 
 
-def quantize(x, key, block_size, codec, keep_nonzero, *, interpret=None):
-    """`(codes, absmax)` of an array; `key` is a uint32 scalar or None for the nearest levels."""
-    codec = for_kernel(codec)
-    rows = as_rows(x, block_size)
-    read = dict(x=rows, key=None if key is None else Small(key.reshape(1)))
-
-    def quantize_blocks(tile, read, written, out, sums):
-        values = storable(codec, tile.load(read["x"]).astype(jnp.float32))
-        absmax = tile.max(jnp.abs(values))
-        if read["key"] is None:
-            prepared = tuple(map(tile.spread, codec.prepare(absmax, NEAREST)))
-        else:
-            u = uniform_at(read["key"][0], *tile.index())
-            prepared = codec.prepare(tile.spread(absmax), u)
-        codes, _ = encode(codec, values, prepared, keep_nonzero=keep_nonzero)
-        tile.store(out["codes"], as_bytes(codes))
-        tile.store_blocks(out["absmax"], absmax)
-
-    out = dict(
-        codes=jax.ShapeDtypeStruct(rows.shape, jnp.uint8),
-        absmax=jax.ShapeDtypeStruct((-(-x.size // block_size),), jnp.float32),
-    )
-    pieces = cut(x.size, block_size, [x.dtype], FEW)
-    out, _, _ = run_leaf("quantize", quantize_blocks, pieces, read, {}, out, interpret=interpret)
-    absmax = out["absmax"].reshape(absmax_shape(x.shape, block_size))
-    return out["codes"].reshape(x.shape), absmax
+def why_not(x, block_size, dtype):
+    """Why there is no kernel for an array, and results or values of a dtype; None if there is."""
+    return why_not_array(x, block_size, dtype, block_sizes=BLOCK_SIZES)
 
 
-def dequantize(codes, absmax, block_size, codec, dtype, *, interpret=None):
-    """The array that codes and scales stand for."""
-    codec = for_kernel(codec)
-    rows = as_rows(codes, block_size)
+def quantize(*args, interpret=None, **kwargs):
+    """As `tiled.quantize.quantize`; `interpret` is `INTERPRET`, or None for a GPU."""
+    return tiled.quantize(backend(interpret), *args, **kwargs)
 
-    def dequantize_blocks(tile, read, written, out, sums):
-        values = decode(codec, tile.load(read["codes"]))
-        values = values * tile.spread(tile.load_blocks(read["absmax"]))
-        tile.store(out["x"], values.astype(dtype))
 
-    read = dict(codes=rows, absmax=absmax.reshape(-1))
-    out = dict(x=jax.ShapeDtypeStruct(rows.shape, dtype))
-    pieces = cut(codes.size, block_size, [dtype], FEW)
-    out, _, _ = run_leaf(
-        "dequantize", dequantize_blocks, pieces, read, {}, out, interpret=interpret
-    )
-    return out["x"].reshape(codes.shape)
+def dequantize(*args, interpret=None, **kwargs):
+    """As `tiled.quantize.dequantize`."""
+    return tiled.dequantize(backend(interpret), *args, **kwargs)

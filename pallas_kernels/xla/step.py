@@ -98,6 +98,12 @@ class _Given(NamedTuple):
     out_dtype: Any
 
 
+def adopted(leaf: Leaf, halfway: Halfway) -> Halfway:
+    """What another implementation made of a leaf, in the form of `moments`: it is that."""
+    del leaf
+    return halfway
+
+
 def _given(leaf):
     spec, g, p, slots, s, first = leaf.spec, leaf.g, leaf.param, leaf.slots, leaf.scalars, None
     if (piece := leaf.piece) is not None:

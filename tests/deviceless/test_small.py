@@ -5,7 +5,7 @@ import math
 import pytest
 
 from optax_lamblion.demo import shapes
-from pallas_kernels.mosaic.tile import TILE
+from pallas_kernels.tiled.rows import TILE
 from tests.deviceless import hlo, models, small, worker
 from tests.deviceless.compiling import copies, mosaic_kernels
 

@@ -23,7 +23,7 @@ from tests.kernels.codec_judge import level_error
 from tests.kernels.step_judge import OPERATIONS, ULP, float64
 
 CUBE_TIE = 1e-3
-"""`mosaic.ladders._climb_cubes`: what share of a gap a kernel may be off from where rounding turns.
+"""`tiled.ladders._climb_cubes`: what share of a gap a kernel may be off from where rounding turns.
 """
 EIGHTH_TIE = 1e-3
 """The same of `_climb_eighth_powers`, from rung 4 on."""
@@ -32,7 +32,7 @@ STEP, LEAF = 5, "leaf"
 LARGE = 2**22
 """Elements from which on only every sixteenth block is predicted, and whatever differs."""
 DIVISION = 1e-6
-"""Relative, of `mosaic.bodies._rough_direction`, of which a norm is made."""
+"""Relative, of `tiled.bodies._rough_direction`, of which a norm is made."""
 
 
 def inputs(case):

@@ -45,14 +45,14 @@ def sources():
 def _device():
     import jax
 
-    from pallas_kernels import dispatch
+    from optax_lamblion._implementation import chosen
 
     try:
         gpus = jax.devices("cuda")
     except RuntimeError:
         return None
     gpu, stats = gpus[0], gpus[0].memory_stats() or {}
-    implementation, why = dispatch.describe()
+    implementation, why = chosen()
     return {
         "kind": gpu.device_kind,
         "count": len(gpus),

@@ -9,8 +9,8 @@ import pytest
 
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.step import Spec
-from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.mosaic.tile import TILE
+from pallas_kernels.tiled import step as tiled
+from pallas_kernels.tiled.rows import TILE
 from tests.kernels.interpreted import interpreted_step
 from tests.kernels.test_mosaic import RULES, Leaf, scalars, xla_step
 from tests.rules import LARS, MOMENTUM
@@ -135,7 +135,7 @@ def test_kernels_read_their_scalars_four_at_a_time(rule, grad_scale, layers):
 
     s = scalars(RULES[rule])._replace(grad_scale=scalar(grad_scale))
     s = s.astype(jnp.float32).prepared(RULES[rule])
-    hyper = mosaic._Hyper.of(s, Leaf(rule).arrays()[-1])
+    hyper = tiled._Hyper.of(s, Leaf(rule).arrays()[-1])
     assert hyper.floats.ndim == 1 and hyper.floats.size % 4 == 0
     values = [x for x in jax.tree.leaves(s) if not x.ndim]
     assert len(values) <= hyper.floats.size < len(values) + 4

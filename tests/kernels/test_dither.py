@@ -15,7 +15,7 @@ from pallas_kernels.arithmetic.dither import Dither, even_digits_for, fraction
 from pallas_kernels.arithmetic.hashing import uniform
 from pallas_kernels.arithmetic.ladders import NEAREST
 from pallas_kernels.arithmetic.pieces import GRAIN, Piece
-from pallas_kernels.mosaic.ladders import for_kernel
+from pallas_kernels.tiled.ladders import for_kernel
 from tests import oracles
 from tests.kernels.codec_judge import KINDS
 from tests.kernels.test_places import divided, places

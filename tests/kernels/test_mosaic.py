@@ -19,7 +19,8 @@ from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.mosaic.tile import TILE, Rest, cut
+from pallas_kernels.mosaic.tile import Rest, cut
+from pallas_kernels.tiled.rows import TILE
 from pallas_kernels.xla import step as xla
 from tests import oracles
 from tests.kernels.interpreted import KERNELS, interpreted_step

@@ -99,4 +99,4 @@ def test_a_kernel_that_cannot_run_says_why(call):
     with pytest.raises(ValueError, match='needs an NVIDIA GPU.*compiled for cpu.*"xla"'):
         function(*arrays, implementation="mosaic")
     with pytest.raises(ValueError, match="does not exist.*mosaic.*xla"):
-        function(*arrays, implementation="triton")
+        function(*arrays, implementation="cuda")

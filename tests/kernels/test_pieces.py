@@ -13,8 +13,8 @@ from pallas_kernels.arithmetic.pieces import CUTTABLE, GRAIN
 from pallas_kernels.arithmetic.step import ratio, sum_of_grains
 from pallas_kernels.leaf import StoredSlot
 from pallas_kernels.mosaic import step as mosaic
-from pallas_kernels.mosaic.launch import Sums
 from pallas_kernels.mosaic.tile import INTERPRET
+from pallas_kernels.tiled.running import Sums
 from pallas_kernels.xla import step as xla
 from tests.kernels.interpreted import interpreted_step
 from tests.kernels.test_mosaic import Leaf, identity, xla_step

@@ -192,10 +192,10 @@ def _by_usability(at, refs: _Read, finish):
         return tile.row_sums(given.p * given.p)
 
     def general():
-        # Read anew, or what only this way needs would fill the registers of the other one. But one
-        # slot is little, and parameters that only a step needs would not be read ahead any more.
-        again = given if len(refs.slots) == 1 else _load(at, refs)
-        again = again if ratio else again._replace(p=given.p)
+        # Read anew, or what only this way needs would fill the registers of the other one. But for
+        # Mosaic, one slot is little, and parameters that only a step needs would not be read ahead.
+        again = _load(at, refs) if tile.reads_again or len(refs.slots) > 1 else given
+        again = again if ratio or tile.reads_again else again._replace(p=given.p)
         new = moments(again, shared.usable(spec, again.g))
         finish(again, new, tile.total(squares(again)) if ratio else None)
 

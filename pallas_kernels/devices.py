@@ -1,0 +1,14 @@
+"""The GPUs of this process."""
+
+import functools
+
+import jax
+
+
+@functools.cache
+def devices(platform: str) -> list[jax.Device]:
+    """Those of a platform, by JAX's name of it: "cuda" or "rocm"; none if there are none."""
+    try:
+        return jax.devices(platform)
+    except RuntimeError:
+        return []

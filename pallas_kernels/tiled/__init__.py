@@ -1,0 +1,1 @@
+"""What kernels compute tile by tile, whatever compiles them."""
