@@ -257,8 +257,8 @@ _refusal.def_abstract_eval(lambda *, name, out: out)
 def _refuse(context, *, name, out):
     platforms = " and ".join(context.module_context.platforms)
     raise ValueError(
-        f'`implementation="{name}"` needs {IMPLEMENTATIONS[name].needs}, and this step is compiled for {platforms}. '
-        f"{_REMEDY}"
+        f'`implementation="{name}"` needs {IMPLEMENTATIONS[name].needs}, and this step is '
+        f"compiled for {platforms}. {_REMEDY}"
     )
 
 

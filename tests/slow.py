@@ -265,7 +265,7 @@ LONG = (
     "optimizers/test_paged_steps.py::test_same_bits_as_the_resident_variant[*-bfloat16-",
     "optimizers/test_paged_steps.py::test_same_bits_as_the_resident_variant[*32bit-",
     "optimizers/test_paged_steps.py::test_updates_have_the_promoted_dtype",
-    # Kernels in the interpreter, of which the emulation of compiled ones shows every rule and dtype.
+    # Kernels in the interpreter; compiled ones, emulated, show every rule and dtype.
     "kernels/test_broken_numbers.py::test_a_momentum_that_is_no_number_is_seen[*-kernels]",
     "kernels/test_mosaic.py::test_zeros_stay_zeros",
     "kernels/test_mosaic.py::test_emitted_parameters_are_parameters_plus_updates",

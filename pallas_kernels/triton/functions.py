@@ -1,5 +1,8 @@
 """Functions in the Triton language that generated kernels call. Importing this takes Triton."""
 
+# It is not there where types are checked.
+# pyright: reportMissingImports=false, reportAttributeAccessIssue=false
+
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice

@@ -34,7 +34,7 @@ def jax_triton():
     """The module `jax_triton`, able to run with the JAX that is here."""
     # It removes a variable that users may have set for themselves.
     before = os.environ.get(_CACHE)
-    import jax_triton
+    import jax_triton  # pyright: ignore[reportMissingImports]
 
     if before is not None:
         os.environ[_CACHE] = before
@@ -52,7 +52,7 @@ def _mend_elimination():
     of jax-triton has two. It keeps everything, and so does what replaces it.
     """
     from jax._src.interpreters import partial_eval
-    from jax_triton import triton_lib
+    from jax_triton import triton_lib  # pyright: ignore[reportMissingImports]
 
     primitive = triton_lib.triton_kernel_call_p
     rules = partial_eval.dce_rules

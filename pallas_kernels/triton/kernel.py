@@ -62,7 +62,7 @@ def write(name, cut: Cut, pointers, tiles: list[Traced], start: str | None) -> K
         lines.extend(writer.lines)
 
     if len(tiles) == 1:
-        body(*tiles, 1)
+        body(tiles[0], 1)
     else:
         whole, last = tiles
         lines.append(f"{INDENT}if tile < {cut.tiles - 1}:")
@@ -96,7 +96,7 @@ def function(kernel: Kernel, platform: str):
     key = kernel.source, platform
     if key not in _FUNCTIONS:
         import triton
-        import triton.language as tl
+        import triton.language as tl  # pyright: ignore[reportMissingImports]
 
         from pallas_kernels.triton import functions
 

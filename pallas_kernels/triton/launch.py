@@ -1,6 +1,5 @@
 """Runs a function over a leaf as one Triton kernel."""
 
-import itertools
 import re
 
 import jax
@@ -104,19 +103,10 @@ def _kernel(name, body, cut, arrays, piece) -> Kernel:
 
 
 def _names(paths):
-    """Names of parameters, of where they are in what a body is given."""
-    words = ["_".join(re.findall(r"\w+", jax.tree_util.keystr(path[1:]))) for path in paths]
-    words = [
-        word if word.isidentifier() else f"{re.sub(r'\W', '_', str(path[0].key))}"
-        for word, path in zip(words, paths, strict=True)
-    ]
-    count = itertools.count(2)
-    seen: set[str] = set()
-    names = []
-    for word in words:
-        name = word
-        while name in seen:
-            name = f"{word}_{next(count)}"
-        seen.add(name)
-        names.append(name)
+    """Names of parameters: where arrays are in what a body is given."""
+    names: list[str] = []
+    for path in paths:
+        words = re.findall(r"\w+", jax.tree_util.keystr(path[1:]))
+        name = "_".join(word for word in words if word not in ("read", "written"))
+        names.append(f"{name}_{len(names)}" if name in names else name)
     return names

@@ -62,7 +62,8 @@ def full(value, of_type):
 
 def dtype(of_type):
     """Triton's name of a dtype."""
-    return "tl." + {"bool": "int1"}.get(of_type.dtype.name, of_type.dtype.name)
+    name = str(of_type.dtype)
+    return "tl.int1" if name == "bool" else f"tl.{name}"
 
 
 def literal(number, of_type):

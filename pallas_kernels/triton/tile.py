@@ -47,8 +47,8 @@ class Cut(NamedTuple):
     def shape(self):
         """Of a tile in Triton.
 
-        Lanes are dealt out from the last axis on, so that the first one, the parts of a row that are
-        read one after the other, is in the registers of a thread.
+        Lanes are dealt out from the last axis on, so that the first one, the parts of a row that
+        are read one after the other, is in the registers of a thread.
         """
         return self.block // self.span, self.rows, self.span
 
@@ -70,8 +70,8 @@ def cut(size, block, dtypes, per_thread):
     """Cuts a leaf whose arrays have these dtypes, with so many elements of a tile in a thread."""
     # A thread reads 16 bytes at once, at most, and of the widest array just these.
     vector = 16 // max(2, *(jnp.dtype(d).itemsize for d in dtypes))
-    # A thread holds elements of one row: then what is worked out once for a row is worked out by few.
-    # And only rows that the threads of a warp cannot hold are divided between warps.
+    # A thread holds elements of one row: then few work out what is worked out once for a row. And
+    # only rows that the threads of a warp cannot hold are divided between warps.
     lanes = max(min(block // per_thread, _WARP), block // _MOST)
     return Cut(size, block, _THREADS // lanes, lanes, vector)
 

@@ -1,6 +1,6 @@
 """Writes a jaxpr down in the Triton language, a statement for every equation."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,10 +48,10 @@ class Writer:
     def _run(self, jaxpr, constants, args):
         if any(map(np.ndim, constants)):
             raise NotImplementedError("a body for Triton kernels must not hold tables")
-        known = {
-            var: literal(x, var.aval) for var, x in zip(jaxpr.constvars, constants, strict=True)
-        }
-        known |= dict(zip(jaxpr.invars, args, strict=True))
+        numbers = [literal(x, v.aval) for x, v in zip(constants, jaxpr.constvars, strict=True)]
+        known: dict[Any, Any] = dict(
+            zip([*jaxpr.constvars, *jaxpr.invars], [*numbers, *args], strict=True)
+        )
 
         def read(atom):
             return literal(atom.val, atom.aval) if isinstance(atom, Literal) else known[atom]
@@ -110,12 +110,13 @@ class Writer:
         if not transforms and not pointer.shape:
             return pointer.name
         (indexer,) = transforms
-        strides = np.cumprod([1, *pointer.shape[:0:-1]])[::-1]
-        terms = [
-            f"{x.text if isinstance(x, Value) else x} * {stride}"
-            for x, stride in zip(indexer.indices, strides, strict=True)
-        ]
-        return " + ".join([pointer.name, *terms])
+        if len(indexer.indices) > 2:
+            raise NotImplementedError(f"{pointer.name} has more than two axes")
+        text = "0"
+        for i, n in zip(indexer.indices, pointer.shape, strict=True):
+            i = i.text if isinstance(i, Value) else i
+            text = i if text == "0" else f"{text} * {n} + {i}"
+        return f"{pointer.name} + {text}"
 
     def _branch(self, equation, args):
         (index, *args) = args
