@@ -6,7 +6,6 @@ and leaves what they print beside the PTX: `.ptxas`, `.sass_ctrl`.
 
 import collections
 import math
-import os
 import re
 from typing import Any, NamedTuple
 
@@ -103,7 +102,7 @@ def disassembled(text):
             raise ValueError(f"Code that nothing jumps to: {line.strip()}")
     names = [instruction.name for instruction in code]
     jumps = [instruction.back for instruction in code if instruction.name in _JUMPS]
-    way = None if any(jumps) and not os.environ.get("HACK") else _shortest_way(code, labels)
+    way = None if any(jumps) else _shortest_way(code, labels)
     return {
         "instructions": len(code),
         "shortest": way and len(way),
