@@ -2,6 +2,8 @@
 
 import functools
 
+from jax.custom_batching import sequential_vmap
+
 from pallas_kernels.tiled import quantize as tiled
 from pallas_kernels.tiled.rows import why_not_array
 from pallas_kernels.triton.launch import BACKEND
@@ -13,5 +15,11 @@ def why_not(x, block_size, dtype):
     return why_not_array(x, block_size, dtype, block_sizes=BLOCK_SIZES)
 
 
-quantize = functools.partial(tiled.quantize, BACKEND)
-dequantize = functools.partial(tiled.dequantize, BACKEND)
+def quantize(x, key, **static):
+    """As `tiled.quantize.quantize`; under `jax.vmap` one array follows another."""
+    return sequential_vmap(functools.partial(tiled.quantize, BACKEND, **static))(x, key)
+
+
+def dequantize(codes, absmax, **static):
+    """As `tiled.quantize.dequantize`; under `jax.vmap` one array follows another."""
+    return sequential_vmap(functools.partial(tiled.dequantize, BACKEND, **static))(codes, absmax)

@@ -2,6 +2,8 @@
 
 import functools
 
+from jax.custom_batching import sequential_vmap
+
 from pallas_kernels.leaf import Leaf
 from pallas_kernels.tiled import rows
 from pallas_kernels.tiled import step as tiled
@@ -19,7 +21,8 @@ def why_not(leaf: Leaf) -> str | None:
     return tiled.why_not(leaf, BLOCK_SIZES)
 
 
-step = functools.partial(tiled.step, BACKEND)
-moments = functools.partial(tiled.moments, BACKEND)
-apply = functools.partial(tiled.apply, BACKEND)
+# jax-triton cannot map a kernel over a further axis: under `jax.vmap` one leaf follows another.
+step = sequential_vmap(functools.partial(tiled.step, BACKEND))
+moments = sequential_vmap(functools.partial(tiled.moments, BACKEND))
+apply = sequential_vmap(functools.partial(tiled.apply, BACKEND))
 adopted = functools.partial(tiled.adopted, BACKEND)
