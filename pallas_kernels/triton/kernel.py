@@ -53,7 +53,7 @@ def write(name, cut: Cut, pointers, tiles: list[Traced], start: str | None) -> K
     lines, names = [INDENT + x for x in head], itertools.count()
 
     def body(traced, depth):
-        writer = Writer(depth, names)
+        writer = Writer(depth, names, (cut.rows, cut.block))
         if not traced.is_whole:
             _inside(writer, cut)
         references = [_reference(pointer, traced.is_whole) for pointer in pointers]

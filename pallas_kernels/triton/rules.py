@@ -44,9 +44,26 @@ class Equation(NamedTuple):
         return full(self.args[i], self.types[i])
 
     def refuse(self, why):
-        """The error that says why there is no source for it."""
-        types = ", ".join(map(str, self.types))
-        return NotImplementedError(f"the Triton kernels do not know `{self.name}` {why}: {types}")
+        """The error that says what its primitive cannot do."""
+        return NotImplementedError(
+            f"Triton kernels have no `{self.name}` {why}, and this one is of {self._given}. What "
+            f"they can do is in {_PLACE}."
+        )
+
+    def unknown(self):
+        """The error that says that there is no rule for its primitive."""
+        known = ", ".join(sorted([*RULES, *POWERS]))
+        return NotImplementedError(
+            f"Triton kernels have no `{self.name}`, and this one is of {self._given}. Write it "
+            f"with what they have, or add it to `RULES` in {_PLACE}: {known}."
+        )
+
+    @property
+    def _given(self):
+        return " and ".join(x.str_short() for x in self.types) or "nothing"
+
+
+_PLACE = "pallas_kernels/triton/rules.py"
 
 
 def full(value, of_type):
@@ -96,7 +113,7 @@ def _format(pattern):
 def _shift_right(equation):
     """`>>`, which follows the sign of the type."""
     if _is_signed(equation.types[0]) != (equation.name == "shift_right_arithmetic"):
-        raise equation.refuse("of such numbers")
+        raise equation.refuse("of such numbers, as `>>` goes by their sign")
     return _format("{} >> {}")(equation)
 
 
@@ -108,13 +125,13 @@ def _divide(equation):
 
 def _remainder(equation):
     if not _is_integer(equation.out):
-        raise equation.refuse("of such numbers")
+        raise equation.refuse("but of integers")
     return _format("{} % {}")(equation)
 
 
 def _select(equation):
     if len(equation.args) != 3:
-        raise equation.refuse("of so many cases")
+        raise equation.refuse("but of two cases")
     return _format("tl.where({0}, {2}, {1})")(equation)
 
 
@@ -124,14 +141,14 @@ def _broadcast(equation):
     if not x.shape:
         return x.text, ()
     if len(shape) != 2 or at != (0,):
-        raise equation.refuse("to such a shape")
+        raise equation.refuse("but of numbers, and of rows to the elements of a tile")
     return f"{x.text}[None, :, None]", (shape[0], 1)
 
 
 def _squeeze(equation):
     (x,) = equation.args
     if x.shape:
-        raise equation.refuse("of such a shape")
+        raise equation.refuse("but of what is one number")
     return x.text, ()
 
 
@@ -144,8 +161,6 @@ def _convert(equation):
 
 def _bitcast(equation):
     (x,) = equation.args
-    if equation.types[0].dtype.itemsize != equation.out.dtype.itemsize:
-        raise equation.refuse("of such numbers")
     return f"{x.text}.to({dtype(equation.out)}, bitcast=True)", x.shape
 
 
@@ -153,7 +168,7 @@ def _iota(equation):
     axis, shape = equation.params["dimension"], equation.params["shape"]
     texts = {(1, 0): "row", (2, 0): "row[None, :, None]", (2, 1): "column"}
     if (len(shape), axis) not in texts:
-        raise equation.refuse("of such a shape")
+        raise equation.refuse("but along rows or a row of a tile")
     seen = tuple(n if i == axis else 1 for i, n in enumerate(shape))
     return f"{texts[len(shape), axis]}.to({dtype(equation.out)})", seen
 
@@ -162,7 +177,7 @@ def _reduce(combine):
     def rule(equation):
         of_rows = len(equation.types[0].shape) == 1
         if equation.params["axes"] != (0 if of_rows else 1,):
-            raise equation.refuse("over such axes")
+            raise equation.refuse("but over a row, or over all rows of one value each")
         # The parts of a row are reduced in registers, and what is left between threads.
         text = combine.format(equation.full(), 0)
         return text if of_rows else combine.format(text, 1), equation.out.shape
@@ -208,3 +223,6 @@ RULES = {
     "reduce_sum": _reduce("tl.sum({}, {})"),
 }
 """By the name of a primitive, `rule(equation)`, which returns `(text, shape)`."""
+
+POWERS = ("integer_pow", "square")
+"""Primitives of which the writer makes several statements."""
