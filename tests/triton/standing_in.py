@@ -207,17 +207,25 @@ def executed(function):
 
 @contextlib.contextmanager
 def everywhere():
-    """Within, optimizers take Triton kernels wherever a GPU would, and they are executed here."""
+    """Within, optimizers take Triton kernels wherever a GPU would, and they are executed here.
+
+    Yields a list to which the names of kernels are added.
+    """
+    launched = []
+
+    def noted(kernel, *args):
+        launched.append(kernel.name)
+        return call(kernel, *args)
 
     def choice(implementation, why_not):
         return "xla" if implementation == "xla" or why_not("triton") else "triton"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "call", call)
+        patch.setattr(launch, "call", noted)
         patch.setattr(dispatch, "choice", choice)
         patch.setattr(dispatch, "call", lambda chosen, _, calls, arrays: calls[chosen](*arrays))
         for name in ("step", "moments", "apply"):
             # A function of its own, as JAX remembers what it has traced by function.
             unjitted = getattr(dispatch, name).__wrapped__
             patch.setattr(dispatch, name, jax.jit(lambda *args, f=unjitted: f(*args)))
-        yield
+        yield launched
