@@ -13,7 +13,8 @@ def check_kernels_exist(implementation, bits, block_size):
     if implementation in (None, dispatch.GENERAL):
         return
     why = "there are kernels for 8-bit state only" if bits != 8 else None
-    why = why or dispatch.IMPLEMENTATIONS[implementation].steps.why_not_blocks(block_size)
+    entry = dispatch.IMPLEMENTATIONS[implementation]
+    why = why or entry.steps.why_not_blocks(block_size) or entry.not_installed()
     if why:
         raise ValueError(
             f'`implementation="{implementation}"` cannot run this optimizer: {why}. Leave it to '
@@ -39,17 +40,31 @@ def chosen():
     """`(implementation, why)` that None means for large 8-bit leaves in this process."""
     reasons = dispatch.reasons()
     name = next(name for name, reason in reasons.items() if not reason)
-    others = [f"not {other}: {reason}" for other, reason in reasons.items() if reason]
+    if not dispatch.has_kernels():
+        return name, f"the kernels are for GPUs, and this is {dispatch.platform_in_words()}"
+    before = list(reasons)[: list(reasons).index(name)]
+    others = [f"not {other}: {reasons[other]}" for other in before]
     if name == dispatch.GENERAL:
         return name, "; ".join(others)
-    before = others[: list(reasons).index(name)]
-    here = dispatch.gpu_in_words()
     why = [
-        f"{here}, and kernels move fewer bytes",
-        *before,
+        f"{dispatch.gpu_in_words()}, and kernels move fewer bytes",
+        *others,
         f"leaves of fewer than {TILE} elements, and those kept in 32 bits, go through XLA",
     ]
     return name, "; ".join(why)
+
+
+def here():
+    """`(name, what it is, why it does not run here or "")` for every implementation."""
+    reasons = dispatch.reasons()
+    return [(name, _WORDS[name], reasons[name]) for name in reasons]
+
+
+_WORDS = {
+    "mosaic": "kernels by Pallas, for NVIDIA GPUs from the A100 on",
+    "triton": "kernels by Triton, for NVIDIA GPUs from the T4 on, and AMD GPUs",
+    "xla": "the same without kernels, everywhere",
+}
 
 
 def _explain_paged(name, implementation, reason):

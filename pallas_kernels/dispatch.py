@@ -33,8 +33,8 @@ class Implementation(NamedTuple):
     """JAX's names of those that it is for; none if it is for all."""
     needs: str
     """These, in words."""
-    why_not_here: Callable[[], str | None]
-    """Why it cannot run on the devices of this process, or None."""
+    too_old: Callable[[], str | None]
+    """Why it cannot run on the GPUs of this process, or None."""
     steps: Any
     """A module. What its functions are given, and return, is in `leaf`.
 
@@ -50,6 +50,12 @@ class Implementation(NamedTuple):
     - `why_not(x, block_size, dtype)`: why it cannot take an array and one of that dtype, or None.
     - `quantize` and `dequantize`, as the public functions, of arguments that are checked.
     """
+    not_installed: Callable[[], str | None] = lambda: None
+    """Why it cannot be compiled for any device, or None."""
+
+    def why_not_here(self) -> str | None:
+        """Why it cannot run on the devices of this process, or None."""
+        return self.not_installed() or self.too_old()
 
     @property
     def platform(self) -> str | None:
@@ -80,9 +86,10 @@ IMPLEMENTATIONS = {
     "triton": Implementation(
         ("cuda", "rocm"),
         "an NVIDIA or AMD GPU",
-        lambda: installed.why_not() or _too_old(7.5),
+        lambda: _too_old(7.5),
         triton_step,
         triton_quantize,
+        lambda: installed.why_not(),
     ),
     "xla": Implementation((), "", lambda: None, xla_step, xla_quantize),
 }
@@ -200,25 +207,43 @@ def check_implementation(implementation):
 
 def reasons() -> dict[str, str]:
     """Why each implementation cannot step large 8-bit leaves in this process; "" if it can."""
-    platform = jax.default_backend()
-    if platform == "gpu":
-        platform = "cuda" if _gpus() else "rocm"
+    platform = _platform()
 
     def reason(entry):
         if entry.platforms and platform not in entry.platforms:
-            return f"it needs {entry.needs}, and this is a {_WORDS.get(platform, platform.upper())}"
+            return f"it needs {entry.needs}, and this is {platform_in_words()}"
         return entry.why_not_here() or ""
 
     return {name: reason(entry) for name, entry in IMPLEMENTATIONS.items()}
 
 
+def _platform():
+    """JAX's name of the one that this process runs on."""
+    platform = jax.default_backend()
+    if platform != "gpu":
+        return platform
+    return "cuda" if _gpus() else "rocm"
+
+
+def has_kernels() -> bool:
+    """Whether there are kernels for the platform of this process, whether they can run or not."""
+    return any(_platform() in entry.platforms for entry in IMPLEMENTATIONS.values())
+
+
+def platform_in_words() -> str:
+    """Which platform this process runs on."""
+    platform = _platform()
+    return _WORDS.get(platform, f"a {platform.upper()}")
+
+
 def gpu_in_words() -> str:
     """What is known of the first GPU of this process."""
-    gpu = (_gpus() or devices("rocm"))[0]
-    return f"{gpu.device_kind} has compute capability {gpu.compute_capability}"
+    (gpu, *_) = devices(_platform())
+    verb = "has compute capability" if _platform() == "cuda" else "is a"
+    return f"{gpu.device_kind} {verb} {gpu.compute_capability}"
 
 
-_WORDS = {"cuda": "GPU of NVIDIA", "rocm": "GPU of AMD"}
+_WORDS = {"cuda": "an NVIDIA GPU", "rocm": "an AMD GPU"}
 
 
 def compiles_for():

@@ -51,8 +51,8 @@ class Program(Protocol):
     """What is run in a region. Hashable, and equal to others that do the same.
 
     - `run(region, args)` is what it does on this device.
-    - `plain(args)` is what it does without kernels, which XLA can divide; `kernels_only(args)` says
-      that this is not to be used.
+    - `plain(args)` is what it does without kernels, which XLA can divide; `kernels_only(args)`
+      is the name of the implementation without which it is not to run, or None.
     - `splits(sizes, args, axes)` is the `Split` of every leaf on a mesh with axes of these sizes;
       `axes(x)` are the mesh axes that divide every axis of an array.
     - `local(region, splits, args)` are arguments for `run` that know of their place.
@@ -162,9 +162,9 @@ def _partition(program, without_mesh, mesh, given, results):
 
 
 def _plain(program, args):
-    if program.kernels_only(args):
+    if name := program.kernels_only(args):
         raise ValueError(
-            '`implementation="mosaic"` on a mesh with Auto axes is neither mapped nor '
+            f'`implementation="{name}"` on a mesh with Auto axes is neither mapped nor '
             "differentiated. Use `implementation=None`, with which XLA makes such a step."
         )
     return program.plain(args)

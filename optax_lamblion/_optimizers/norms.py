@@ -87,7 +87,7 @@ class _SquaredNorms(NamedTuple):
 
     def kernels_only(self, args):
         """There are none for it."""
-        return False
+        return None
 
     def splits(self, sizes, args, axes):
         """The `Split` of every gradient."""

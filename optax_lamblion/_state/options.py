@@ -40,9 +40,11 @@ class StateOptions:
         parameters are divided, and their norms to be added up. None takes them from the types of
         the state, which `check_vma=False` does not have. Everywhere else arrays are whole, and say
         themselves how they are divided.
-      implementation: Which code makes a step. None takes the fastest: hand-written kernels where
-        NVIDIA GPUs are at hand, XLA elsewhere. `"mosaic"` takes the kernels or raises, `"xla"`
-        never takes them. Leaves of fewer than 4096 elements and those in 32 bits are always XLA's.
+      implementation: Which code makes a step. None takes the fastest that can: the kernels by
+        Pallas and Mosaic on NVIDIA GPUs, those by Triton on other GPUs and for block sizes 2048
+        and 4096 if jax-triton is installed, XLA elsewhere. `"mosaic"` and `"triton"` take these
+        kernels or raise, `"xla"` takes none. Leaves of fewer than 4096 elements and those in 32
+        bits are always XLA's.
         A step that is differentiated needs `"xla"` on a GPU; one that is exported for a GPU from a
         machine without one gets kernels by name only.
       count_skipped: Whether the state counts the elements that steps have left alone because their

@@ -12,6 +12,7 @@ from optax_lamblion._mesh.splits import split_for, warn_of_cuts
 from optax_lamblion._paging import donation, pages
 from optax_lamblion._paging.memory import DEVICE, HOST
 from optax_lamblion._steps import stream, together
+from pallas_kernels import dispatch
 from pallas_kernels.arithmetic.shards import is_divided
 from pallas_kernels.leaf import Stepped, StoredSlot
 
@@ -84,8 +85,9 @@ class _Step(NamedTuple):
         return self.run(regions.Region(), [leaf.respec(implementation="xla") for leaf in leaves])
 
     def kernels_only(self, leaves):
-        """Whether kernels are asked for by name."""
-        return any(leaf.spec.implementation == "mosaic" for leaf in leaves)
+        """The implementation with kernels that is asked for by name, or None."""
+        named = (leaf.spec.implementation for leaf in leaves)
+        return next((name for name in named if name not in (None, dispatch.GENERAL)), None)
 
     def splits(self, sizes, leaves, axes):
         """The `Split` of every leaf."""

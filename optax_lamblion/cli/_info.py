@@ -25,7 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is installed and what it would run."""
-    found = {"versions": versions(), "devices": devices(), "optimizers": implementations()}
+    found = {
+        "versions": versions(),
+        "devices": devices(),
+        "implementations": implementations(),
+        "optimizers": optimizers(),
+    }
     if args.json:
         print_json(found)
         return 0
@@ -44,7 +49,17 @@ def run(args: argparse.Namespace) -> int:
         )
     print_table(table)
     table = Table(
-        "Implementations",
+        "Implementations of a step in 8 bits",
+        ["implementation", "what it is", "here"],
+        left=["what it is", "here"],
+    )
+    for row in found["implementations"]:
+        table.add(
+            row["implementation"], row["what"], row["reason"] or "runs", dimmed=not row["runs"]
+        )
+    print_table(table)
+    table = Table(
+        "Optimizers",
         ["optimizer", "implementation", "why"],
         left=["implementation", "why"],
     )
@@ -77,7 +92,15 @@ def devices() -> list[dict]:
     ]
 
 
-def implementations() -> list[dict[str, str]]:
+def implementations() -> list[dict]:
+    """What there is to run steps in 8 bits, and why it does not run here."""
+    return [
+        {"implementation": name, "what": what, "runs": not reason, "reason": reason}
+        for name, what, reason in _implementation.here()
+    ]
+
+
+def optimizers() -> list[dict[str, str]]:
     """What each optimizer would run here, and why."""
     ours = [row.name for row in OPTIMIZERS.values() if row.ours]
     return [

@@ -4,29 +4,51 @@ jax-triton belongs to an extra, and nothing imports it before a kernel is to be 
 """
 
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import os
+import re
 
-COMMAND = "pip install 'optax-lamblion[triton]'"
+OLDEST = {"jax-triton": "0.4.1", "triton": "3.7"}
+"""The oldest versions that work together, by distribution, as in the extra."""
+
+COMMAND = "pip install 'jax-triton>=0.4.1'"
+"""What installs all of it: jax-triton asks for the Triton that it needs."""
 
 
 @functools.cache
 def why_not() -> str | None:
     """Why kernels cannot be compiled here, whatever the GPU; None if they can."""
-    missing = [name for name in ("triton", "jax_triton") if not _is_installed(name)]
+    missing = [name for name in OLDEST if not _is_there(name)]
     if missing:
-        names = " and ".join(name.replace("_", "-") for name in missing)
         verb = "is" if len(missing) == 1 else "are"
-        return f"{names} {verb} not installed; {COMMAND} installs what it takes"
-    return None
+        return f"{' and '.join(missing)} {verb} not installed ({COMMAND})"
+    old = [
+        f"{name} {here} is older than {oldest}"
+        for name, oldest in OLDEST.items()
+        if (here := _version(name)) and _numbers(here) < _numbers(oldest)
+    ]
+    return f"{' and '.join(old)} ({COMMAND})" if old else None
 
 
-def _is_installed(name):
+def _is_there(name):
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(name.replace("-", "_")) is not None
     except (ImportError, ValueError):
         return False
+
+
+def _version(name):
+    """None if it is here under another name, as builds for AMD may be."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version):
+    return tuple(map(int, re.findall(r"\d+", version)[:3]))
 
 
 @functools.cache
@@ -34,10 +56,17 @@ def jax_triton():
     """The module `jax_triton`, able to run with the JAX that is here."""
     # It removes a variable that users may have set for themselves.
     before = os.environ.get(_CACHE)
-    import jax_triton  # pyright: ignore[reportMissingImports]
-
-    if before is not None:
-        os.environ[_CACHE] = before
+    try:
+        import jax_triton  # pyright: ignore[reportMissingImports]
+    except Exception as error:
+        raise ImportError(
+            f"jax-triton {_version('jax-triton')} with Triton {_version('triton')} cannot be "
+            f"imported ({type(error).__name__}: {error}). `{COMMAND}` brings versions that go "
+            'together, and `implementation="xla"` takes no kernels.'
+        ) from error
+    finally:
+        if before is not None:
+            os.environ[_CACHE] = before
     _mend_elimination()
     return jax_triton
 

@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels import dispatch
+from pallas_kernels.tiled import step as tiled
 from pallas_kernels.triton import launch
+from pallas_kernels.triton import step as triton_step
 
 
 class Tensor(np.ndarray):
@@ -193,6 +195,15 @@ def call(kernel, operands, result_types):
     return tuple(out[len(refs) :])
 
 
+BY_TRITON = types.SimpleNamespace(
+    **{
+        name: functools.partial(getattr(tiled, name), launch.BACKEND)
+        for name in ("step", "moments", "apply")
+    }
+)
+"""As the module `triton.step`, without `jax.vmap`, for which JAX remembers what it has traced."""
+
+
 def executed(function):
     """The function, with every Triton kernel that it launches executed in NumPy."""
 
@@ -225,7 +236,8 @@ def everywhere():
         patch.setattr(dispatch, "choice", choice)
         patch.setattr(dispatch, "call", lambda chosen, _, calls, arrays: calls[chosen](*arrays))
         for name in ("step", "moments", "apply"):
-            # A function of its own, as JAX remembers what it has traced by function.
+            # Functions of their own, as JAX remembers what it has traced by function.
             unjitted = getattr(dispatch, name).__wrapped__
             patch.setattr(dispatch, name, jax.jit(lambda *args, f=unjitted: f(*args)))
+            patch.setattr(triton_step, name, getattr(BY_TRITON, name))
         yield launched

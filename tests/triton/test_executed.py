@@ -16,9 +16,9 @@ import pytest
 import pallas_kernels
 from pallas_kernels.arithmetic import hashing
 from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.tiled import quantize as tiled
 from pallas_kernels.tiled.running import Sums
-from pallas_kernels.triton import launch, quantize
-from pallas_kernels.triton import step as triton
+from pallas_kernels.triton import launch
 from pallas_kernels.triton.tile import BLOCK_SIZES
 from tests import oracles
 from tests.kernels import (
@@ -33,12 +33,10 @@ from tests.kernels.test_mosaic import Leaf, identity
 from tests.optimizers import test_stacked
 from tests.steps import on_arrays
 from tests.triton import standing_in
-from tests.triton.standing_in import everywhere, executed
+from tests.triton.standing_in import BY_TRITON, everywhere, executed
 
-STEP = executed(on_arrays(triton.step))
-MODULE = types.SimpleNamespace(
-    step=executed(triton.step), moments=executed(triton.moments), apply=executed(triton.apply)
-)
+STEP = executed(on_arrays(BY_TRITON.step))
+MODULE = types.SimpleNamespace(**{name: executed(f) for name, f in vars(BY_TRITON).items()})
 
 # Of what differs between implementations: tiles, their masks, and both ways to emit a step.
 LEAVES = [
@@ -133,7 +131,8 @@ def test_layers_of_a_stack_have_scalars_of_their_own(clip, monkeypatch):
 
 
 def quantized(x, codec, signed, key=None, block=256, keep_nonzero=False):
-    return executed(quantize.quantize)(x, key, block, get_codec(codec, signed), keep_nonzero)
+    kind = get_codec(codec, signed)
+    return executed(tiled.quantize)(launch.BACKEND, x, key, block, kind, keep_nonzero)
 
 
 @KINDS
@@ -146,7 +145,7 @@ def test_codes_are_the_nearest_and_back(codec, signed, shape, block):
     excess, gap = oracles.nearest_excess(y, codes, codec, signed)
     assert (excess <= 1e-3 * gap).all()  # the tie of `tiled.ladders.for_kernel`
     kind = get_codec(codec, signed)
-    back = executed(quantize.dequantize)(codes, absmax, block, kind, jnp.dtype("float32"))
+    back = executed(tiled.dequantize)(launch.BACKEND, codes, absmax, block, kind, jnp.float32)
     back = np.asarray(back, np.float64)
     exact = oracles.decode(codes, absmax, block, codec, signed)
     # The level's error, and the product's rounding.
@@ -193,7 +192,7 @@ def test_mistakes_are_noticed(name, monkeypatch):
     def step(*args):
         with monkeypatch.context() as patch:
             patch.setattr(launch, "call", wrong)
-            return on_arrays(triton.step)(*args)
+            return on_arrays(BY_TRITON.step)(*args)
 
     leaf = Leaf(shape=(9000,), p="bfloat16", g="bfloat16")
     with pytest.raises((AssertionError, jax.errors.JaxRuntimeError), match=words):

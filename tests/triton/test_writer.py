@@ -16,12 +16,11 @@ from jax import lax
 from pallas_kernels.arithmetic.codecs import CODECS
 from pallas_kernels.tiled.running import Small
 from pallas_kernels.triton import kernel, launch, rules
-from pallas_kernels.triton import step as triton_step
 from pallas_kernels.triton.tile import cut
 from tests.kernels import test_mosaic as steps
 from tests.steps import on_arrays
 from tests.triton.compiling import kernels
-from tests.triton.standing_in import executed
+from tests.triton.standing_in import BY_TRITON, executed
 
 SHAPE = (8, 256)
 WEIRD = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.5, -2.5]
@@ -320,7 +319,7 @@ def test_what_a_body_must_not_do_is_said(body, match):
 
 
 def written(leaf):
-    call = on_arrays(triton_step.step)
+    call = on_arrays(BY_TRITON.step)
     return [x.kernel for x in kernels(lambda *arrays: call(leaf.spec, *arrays), *leaf.arrays())]
 
 
@@ -329,7 +328,9 @@ def written(leaf):
 @pytest.mark.parametrize("emit", ["params", "updates"])
 def test_every_rule_has_kernels_that_are_python(rule, codec, emit):
     given = {"tl", "triton", "float", "log2", "largest"}
-    for made in written(steps.Leaf(rule, codec=codec, emit=emit)):
+    kernels_of_step = written(steps.Leaf(rule, codec=codec, emit=emit))
+    assert kernels_of_step
+    for made in kernels_of_step:
         (function,) = ast.parse(made.source).body
         parameters = [x.arg for x in function.args.args]
         assert parameters == [x.name for x in made.pointers]
