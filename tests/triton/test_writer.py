@@ -4,8 +4,10 @@ import ast
 import inspect
 import itertools
 import keyword
+import re
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from pallas_kernels.triton import kernel, launch, rules
 from pallas_kernels.triton.tile import cut
 from tests.kernels import test_mosaic as steps
 from tests.steps import on_arrays
+from tests.triton.__main__ import ARRAYS, main, sources
 from tests.triton.compiling import kernels
 from tests.triton.standing_in import BY_TRITON, executed
 
@@ -356,11 +359,11 @@ def masks(source):
     for way in ways:
         calls = [x for s in way for x in ast.walk(s) if isinstance(x, ast.Call)]
         calls = [x for x in calls if ast.unparse(x.func) in ("tl.load", "tl.store")]
-        large = [x for x in calls if re_at(x)]
+        large = [x for x in calls if is_large(x)]
         yield len(large), sum(any(k.arg == "mask" for k in x.keywords) for x in large)
 
 
-def re_at(call):
+def is_large(call):
     """Whether an access is of elements or blocks, not of one number."""
     return ast.unparse(call.args[0]).endswith((" + at", " + row"))
 
@@ -376,6 +379,21 @@ def test_masks_are_in_the_last_tile_and_only_where_it_is_not_full(rule, rows, ra
             seen = list(masks(made.source))
             assert [bool(masked) for _, masked in seen] == ragged, made.name
             assert all(masked in (0, count) for count, masked in seen)
+
+
+def test_the_page_shows_the_kernel_that_is_written():
+    page = (Path(__file__).parents[2] / "docs/triton.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- kernel dequantize -->\n\n```text\n(.*?)```", page, re.DOTALL)
+    assert [shown] == sources("dequantize")
+
+
+@pytest.mark.parametrize("name", [*steps.RULES, *ARRAYS])
+def test_every_kernel_can_be_printed(name, capsys):
+    main([name])
+    printed = capsys.readouterr().out
+    assert printed.count("@triton.jit") == (2 if name.startswith("lamb") else 1)
+    with pytest.raises(SystemExit, match=f"Usage: .*{name}"):
+        main([])
 
 
 def test_equal_steps_have_one_function(monkeypatch):
