@@ -73,7 +73,7 @@ def _too_old(oldest):
     for gpu in _gpus():
         if float(gpu.compute_capability) < oldest:
             return (
-                f"the kernels need compute capability {oldest}, and {gpu.device_kind} has "
+                f"it needs compute capability {oldest}, and {gpu.device_kind} has "
                 f"{gpu.compute_capability}"
             )
     return None

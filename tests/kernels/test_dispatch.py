@@ -154,10 +154,10 @@ FASTEST = [
     ([H200], 2048, True, "triton", ""),
     ([H200], 4096, True, "triton", ""),
     ([H200], 4096, False, "xla", ""),
-    ([T4], 256, True, "triton", "not mosaic: the kernels need compute capability 8.0"),
+    ([T4], 256, True, "triton", "not mosaic: it needs compute capability 8.0"),
     ([T4], 256, False, "xla", f"not triton: {NOT_INSTALLED}"),
     ([H200, T4], 256, True, "triton", "not mosaic: ...GPU 7.5 has 7.5"),
-    ([gpu("7.0")], 256, True, "xla", "not triton: the kernels need compute capability 7.5"),
+    ([gpu("7.0")], 256, True, "xla", "not triton: it needs compute capability 7.5"),
     (
         [MI300],
         256,
@@ -187,8 +187,8 @@ def test_none_takes_the_fastest_that_the_gpus_at_hand_run(
 @pytest.mark.parametrize(
     "gpus, name, why",
     [
-        ([T4], "mosaic", "need compute capability 8.0, and GPU 7.5 has 7.5"),
-        ([gpu("7.0")], "triton", "need compute capability 7.5, and GPU 7.0 has 7.0"),
+        ([T4], "mosaic", "needs compute capability 8.0, and GPU 7.5 has 7.5"),
+        ([gpu("7.0")], "triton", "needs compute capability 7.5, and GPU 7.0 has 7.0"),
     ],
 )
 def test_an_old_gpu_cannot_run_kernels_by_name(machine, gpus, name, why):
