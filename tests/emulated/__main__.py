@@ -4,8 +4,8 @@
 
 Every check is done with approximate instructions rounded to nearest, and at both ends of their
 error. A name stands for all checks that begin with it; those of `checks.long` are done by name
-only. With `--out FILE` what was seen is written as JSON, `{check: {end: {...}}}`, with `{"error":
-...}` where something was wrong.
+only, or with `--long`. With `--out FILE` what was seen is written as JSON, `{check: {end: {...}}}`,
+with `{"error": ...}` where something was wrong.
 """
 
 import argparse
@@ -25,6 +25,7 @@ def main(arguments=None):
     parser.add_argument("target")
     parser.add_argument("checks", nargs="*", help="default: all")
     parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--long", action="store_true", help="those that are not of every day, too")
     parser.add_argument("--list", action="store_true", help="print the names of checks")
     args = parser.parse_intermixed_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -34,8 +35,8 @@ def main(arguments=None):
         from tests.emulated import checks
 
         known = checks.of(args.target)
-        if args.checks:
-            known |= checks.long()
+        if args.checks or args.long:
+            known |= checks.long(args.target)
         known = {k: x for k, x in known.items() if k.startswith(tuple(args.checks or ("",)))}
         if args.list:
             print(*known, sep="\n")
@@ -60,7 +61,7 @@ def run(target, checks):
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     results = {}
-    with launching.emulated(launching.Compiler(target)) as emulation:
+    with launching.emulated(target) as emulation:
         for name, check in checks.items():
             start, results[name] = time.monotonic(), {}
             for emulation.end in End:

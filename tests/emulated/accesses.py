@@ -19,7 +19,7 @@ def _kind(x):
 
 def load(operands, x):
     """From a parameter, or from addresses."""
-    if x.modifiers[0] == "param::entry":
+    if x.modifiers[0] in ("param::entry", "param"):
         return _parameter(operands, x)
     in_shared, type_, count = _kind(x)
     targets, source = x.operands

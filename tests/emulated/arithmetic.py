@@ -39,19 +39,13 @@ def _sum(name, modifiers):
 @TABLE.enter("fma")
 def _fma(name, modifiers):
     if modifiers in (("rn", "f32", "bf16"), ("rn", "f32", "f16")):  # factors of 16 bits
-        wide = _WIDENED[modifiers[-1]]
+        wide = rounding.WIDENED[modifiers[-1]]
 
         def mixed(a, b, c):
             return rounding.canonical(rounding.fma(wide(a), wide(b), c))
 
         return Operation(("u16", "u16", "f32"), mixed)
     return _of_floats(type_of(modifiers, "rn"), 3, rounding.fma)
-
-
-_WIDENED = {
-    "bf16": lambda bits: (bits.astype(np.uint32) << np.uint32(16)).view(np.float32),
-    "f16": lambda bits: bits.astype(np.uint16).view(np.float16).astype(np.float32),
-}
 
 
 @TABLE.enter("mul", "mad")
@@ -98,10 +92,17 @@ def _sign(name, modifiers):
     type_ = type_of(modifiers)
     if type_[0] == "s":
         return Operation((type_,), {"abs": np.abs, "neg": np.negative}[name])
-    bits = {"f32": 1 << 31, "f32x2": 1 << 63 | 1 << 31}[type_]
+    bits = {"f32": 1 << 31, "f32x2": 1 << 63 | 1 << 31, "bf16": 1 << 15, "f16": 1 << 15}[type_]
     sign = UNSIGNED[BITS[type_]](bits)
     function = (lambda x: x & ~sign) if name == "abs" else (lambda x: x ^ sign)
     return Operation((as_bits(type_),), function)
+
+
+@TABLE.enter("div")
+def _quotient(name, modifiers):
+    if modifiers != ("rn", "f32"):
+        raise ValueError(modifiers)
+    return _of_floats("f32", 2, np.divide)
 
 
 @TABLE.enter(*FUNCTIONS)

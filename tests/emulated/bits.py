@@ -3,6 +3,7 @@
 import numpy as np
 
 from tests.emulated.ptx import BITS
+from tests.emulated.rounding import WIDENED
 from tests.emulated.table import Operation, Table, as_bits, type_of
 
 TABLE = Table()
@@ -45,6 +46,18 @@ def _shift(name, modifiers):
         return result if signed else np.where(by < bits, result, x.dtype.type(0))
 
     return Operation((type_ if signed else as_bits(type_), "u32"), shift)
+
+
+@TABLE.enter("shf")
+def _funnel(name, modifiers):
+    if modifiers != ("l", "wrap", "b32"):
+        raise ValueError(modifiers)
+
+    def funnel(low, high, by):
+        both = high.astype(np.uint64) << np.uint64(32) | low
+        return (both << (by & np.uint32(31)).astype(np.uint64) >> np.uint64(32)).astype(np.uint32)
+
+    return Operation(("u32",) * 3, funnel)
 
 
 @TABLE.enter("bfe")
@@ -95,13 +108,16 @@ _COMPARISONS = {
 @TABLE.enter("setp")
 def _comparison(name, modifiers):
     how, *combined, type_ = modifiers
-    unordered = how.endswith("u") and type_ == "f32"
+    is_float = type_ in ("f32", *WIDENED)
+    unordered = how.endswith("u") and is_float
     function = _COMPARISONS.get(how[:2] if unordered else how)
     if combined not in ([], ["and"], ["or"], ["xor"]) or type_ not in _COMPARED:
         raise ValueError(modifiers)
+    widen = WIDENED.get(type_, lambda x: x)
     combine = dict(zip(("and", "or", "xor"), _LOGIC, strict=True)).get(*combined or [None])
 
     def compare(a, b, other=None):
+        a, b = widen(a), widen(b)
         nan = (a != a) | (b != b)
         if how in ("nan", "num"):
             result = nan if how == "nan" else ~nan
@@ -109,9 +125,10 @@ def _comparison(name, modifiers):
             result = function(a, b) & ~nan | nan if unordered else function(a, b) & ~nan
         return result if combine is None else combine(result, other)
 
-    if function is None and (how not in ("nan", "num") or type_ != "f32"):
+    if function is None and (how not in ("nan", "num") or not is_float):
         raise ValueError(how)
-    return Operation((type_, type_, "pred")[: 2 + len(combined)], compare)
+    given = "u16" if type_ in WIDENED else type_
+    return Operation((given, given, "pred")[: 2 + len(combined)], compare)
 
 
-_COMPARED = "f32", *(f"{kind}{bits}" for kind in "bus" for bits in (16, 32, 64))
+_COMPARED = "f32", *WIDENED, *(f"{kind}{bits}" for kind in "bus" for bits in (16, 32, 64))

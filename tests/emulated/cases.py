@@ -14,8 +14,11 @@ from tests.gpu.check_step import POISON, Case
 BF16, F32, F16 = "bfloat16", "float32", "float16"
 RULES = {x.name: x for x in (rules.LION, rules.ADAM, rules.LAMB, rules.LAMB_AMSGRAD)}
 
-TARGETS = "h200", "a100", "b200"
-"""What is emulated. B200 computes with pairs of numbers."""
+TARGETS = "h200", "a100", "b200", "triton-sm_90", "triton-sm_80", "triton-sm_75"
+"""What is emulated, of `launching.TARGETS`. B200 computes with pairs of numbers, sm_75 has none of
+the instructions for bfloat16."""
+MOST = "h200", "triton-sm_90"
+"""Those for which everything is emulated."""
 
 PROGRAMS = {
     "tile and rows": dict(shape=(9, 512), p=BF16, g=BF16),
@@ -30,8 +33,21 @@ PROGRAMS = {
 }  # fmt: skip
 """What a compiler sees. Sizes are of whole tiles or not, of whole blocks or not."""
 
+LARGE_BLOCKS = {
+    "block 2048": dict(shape=(5, 2048), p=F32, g=BF16, block=2048),
+    "block 4096": dict(shape=(13001,), p=BF16, g=BF16, block=4096, count_skipped=True),
+}
+"""Further ones for Triton."""
+
 EVERYWHERE = "tile and rows", "counted", "dynamic"
-"""Those that are emulated for every target; the others for the first."""
+"""Those that are emulated for every target."""
+
+DAILY = {
+    "triton-sm_90": ("lion/counted/poison", "adam/tile and rows", "lamb/dynamic/poison"),
+    "triton-sm_80": ("lamb/tile and rows/poison",),
+    "triton-sm_75": ("lion/tile and rows/poison",),
+}
+"""How the names of those begin that are emulated every day, where that is not all."""
 
 DATA = {
     "numbers": {},
@@ -46,11 +62,13 @@ DATA = {
 
 def steps(target):
     """`Case`s by name."""
-    found = {}
+    found, programs = {}, PROGRAMS
+    if target.startswith("triton"):
+        programs = PROGRAMS | LARGE_BLOCKS
     for (rule, made), (program, seen), (data, given) in itertools.product(
-        RULES.items(), PROGRAMS.items(), DATA.items()
+        RULES.items(), programs.items(), DATA.items()
     ):
-        if target == TARGETS[0] or program in EVERYWHERE:
+        if target in MOST or program in EVERYWHERE:
             case = Case(made, **(dict(emit="params") | seen))
             if case.decay is None and case.emit == "updates" and not made.ratio:
                 case = dataclasses.replace(case, has_params=False)

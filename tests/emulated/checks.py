@@ -12,21 +12,38 @@ _RUN = types.SimpleNamespace(interpret=True, tiny=False, quick=False)
 
 
 def of(target):
-    """`{name: check}` for a target."""
-    found = {name: functools.partial(step, case) for name, case in cases.steps(target).items()}
-    if target == cases.TARGETS[0]:
-        found |= shards.CHECKS | tops.CHECKS | huge.CHECKS
-        found |= dict(_of_suite(check_quantize, check_quantize.checks(_RUN)))
-    return found
+    """`{name: check}` for a target: those of every day."""
+    return {name: check for name, check in _every(target).items() if _is_daily(target, name)}
 
 
-def long():
-    """Further checks, for one target: of leaves that are large for an emulation."""
-    found = dict(huge.LONG)
+def long(target):
+    """Further checks for a target, which take long to compile or are large for an emulation."""
+    found = {name: check for name, check in _every(target).items() if not _is_daily(target, name)}
+    if target in cases.MOST:
+        found |= huge.LONG
     for rule in cases.RULES.values():
-        parts = (x for x in check_step.checks(rule, _RUN) if " have the bits of " in x[0])
-        found |= dict(_of_suite(check_step, parts))
+        for name, check in _of_suite(check_step, check_step.checks(rule, _RUN)).items():
+            if is_triton(target) or (target in cases.MOST and " have the bits of " in name):
+                found[name] = check
     return found
+
+
+def is_triton(target):
+    """Whether Triton compiles for it."""
+    return target.startswith("triton")
+
+
+def _every(target):
+    found = {name: functools.partial(step, case) for name, case in cases.steps(target).items()}
+    if target in cases.MOST:
+        found |= shards.CHECKS | tops.CHECKS | huge.CHECKS
+    if target in cases.MOST or is_triton(target):
+        found |= _of_suite(check_quantize, check_quantize.checks(_RUN))
+    return found
+
+
+def _is_daily(target, name):
+    return not is_triton(target) or name.startswith(cases.DAILY[target])
 
 
 def program(name):
@@ -45,10 +62,29 @@ def step(case):
 
 def _of_suite(module, checks):
     """Checks of the GPU's suite, whose kernels are neither on a GPU nor interpreted here."""
+    found = {}
     for name, check in checks:
 
         def run(check=check):
-            with unittest.mock.patch.object(module, "INTERPRET", None):
+            entry = programs.implementation()
+            kernels = entry.steps if module is check_step else entry.arrays
+            with unittest.mock.patch.multiple(
+                module, INTERPRET=None, mosaic=_without_interpreter(kernels)
+            ):
                 return check()
 
-        yield name, run
+        found[name] = run
+    return found
+
+
+def _without_interpreter(module):
+    """Functions of a module of kernels that may be told which interpreter to take: none."""
+
+    def of(function):
+        def call(*args, interpret):
+            assert interpret is None
+            return function(*args)
+
+        return call
+
+    return types.SimpleNamespace(**{k: of(f) for k, f in vars(module).items() if callable(f)})

@@ -45,7 +45,7 @@ class Mutant:
         return f"{self.kind}, line {old.line}: {old.text}"
 
     def of(self, compiled):
-        """The mutant of a `launching.Compiled`."""
+        """The mutant of a `Compiled`."""
         kernel = copy.copy(compiled.kernel)
         kernel.code = list(kernel.code)
         kernel.code[self.place] = self.instruction
@@ -220,7 +220,7 @@ def main(arguments=None):
         from tests.emulated import launching
 
         results = {}
-        with launching.emulated(launching.Compiler(args.target)) as emulation:
+        with launching.emulated(args.target) as emulation:
             for name in args.kernels:
                 results[name] = try_mutants(emulation, name, args.of_a_kind)
                 _print(name, results[name])

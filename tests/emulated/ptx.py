@@ -1,7 +1,7 @@
 """The text of a kernel in PTX, as values.
 
-Only the forms that LLVM writes for Mosaic's kernels: one kernel in a module, pointers as
-parameters, one array in shared memory, one scope.
+Only the forms that LLVM writes for the kernels of Mosaic and Triton: one kernel in a module,
+pointers as parameters, one array in shared memory, one scope.
 """
 
 import dataclasses
@@ -58,10 +58,13 @@ class Kernel:
 _ENTRY = re.compile(r"\.visible \.entry ([\w$]+)\s*\((.*?)\)([^{;]*)\{(.*?)\n\}(.*)", re.DOTALL)
 _PARAMETER = re.compile(r"\.param \.u64 \.ptr(?: \.\w+)*? \.align \d+ ([\w$]+)")
 _SPOKEN_OF = re.compile(
-    r"\.(?:version|target|address_size|loc|file|section|maxntid|minnctapersm|pragma)\b"
+    r"\.(?:version|target|address_size|loc|file|section|maxntid|reqntid|minnctapersm|pragma)\b"
 )
 """Lines that change nothing here: for debuggers, and for the assembler. (A pragma says which bytes
 of a load that LLVM has widened are meant. Here all of them have to be there.)"""
+_DEBUG = re.compile(r"\.section\s+\.debug_\w+\s*\{[^}]*\}")
+_CONSTANT = re.compile(r"\.global \.align \d+ \.b8 [\w$]+\[\d+\] = \{[\d, ]*\};")
+"""Constants in memory. An instruction that names one is refused."""
 _REGISTERS = re.compile(r"\.reg \.(\w+)\s+(%\w+)<(\d+)>")
 _SHARED = re.compile(r"\.(?:extern )?\.?shared \.align \d+ \.b8 ([\w$]+)(?:\[\d*\])?")
 _LABEL = re.compile(r"([\w$]+):")
@@ -75,7 +78,7 @@ def parse(text):
     Raises:
       Unknown: It has something that is no kernel as described above.
     """
-    text = re.sub(r"//[^\n]*", "", text)
+    text = _DEBUG.sub("", re.sub(r"//[^\n]*", "", text))
     entry = _ENTRY.search(text)
     if entry is None:
         raise Unknown("There is no kernel in this text.")
@@ -97,7 +100,7 @@ def parse(text):
 def _outside(kernel, statement):
     if shared := _SHARED.match(statement):
         _share(kernel, shared[1])
-    elif statement and not _SPOKEN_OF.match(statement):
+    elif statement and not _SPOKEN_OF.match(statement) and not _CONSTANT.fullmatch(statement):
         raise Unknown(f"outside of the kernel: {statement}")
 
 
@@ -127,11 +130,11 @@ def _instruction(text, line):
     guard = _GUARD.match(text)
     opcode, _, rest = text[guard.end() if guard else 0 :].partition(" ")
     name, *modifiers = opcode.split(".")
-    operands = (x[1] for x in _OPERAND.finditer(rest))
+    operands = (x[1].replace(" ", "") for x in _OPERAND.finditer(rest))
     return Instruction(
         name,
         tuple(modifiers),
-        tuple(tuple(y.strip() for y in x[1:-1].split(",")) if x[0] == "{" else x for x in operands),
+        tuple(tuple(x[1:-1].split(",")) if x[0] == "{" else x for x in operands),
         (guard[2], not guard[1]) if guard else None,
         line,
         text,

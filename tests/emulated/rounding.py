@@ -57,3 +57,7 @@ def to_float16(x):
 def from_float16(bits):
     """The number that a float16 is."""
     return bits.view(np.float16).astype(np.float32)
+
+
+WIDENED = {"bf16": from_bfloat16, "f16": from_float16}
+"""Numbers of 16 bits as float32, by their type in PTX."""

@@ -2,6 +2,8 @@
 
 import copy
 
+import numpy as np
+
 from tests.emulated import accesses, threads
 from tests.emulated.faults import Unknown
 from tests.emulated.memory import UNSIGNED
@@ -67,6 +69,24 @@ def _computation(operands, x):
     return lambda lanes: write(lanes, function(*[read(lanes) for read in reads]))
 
 
+def _compare(operands, x):
+    """Of two numbers, or of two pairs of numbers of 16 bits, with a result for each."""
+    *how, type_ = x.modifiers
+    if not type_.endswith("16x2"):
+        return _computation(operands, x)
+    compare = operation("setp", (*how, type_.removesuffix("x2"))).function
+    targets, a, b = x.operands
+    low, high = (operands.write(target) for target in targets.split("|"))
+    a, b, half = operands.read(a, "u32"), operands.read(b, "u32"), np.uint32(16)
+
+    def step(lanes):
+        pairs = a(lanes), b(lanes)
+        low(lanes, compare(*[x.astype(np.uint16) for x in pairs]))
+        high(lanes, compare(*[(x >> half).astype(np.uint16) for x in pairs]))
+
+    return step
+
+
 def _move(operands, x):
     (type_,), (target, source) = x.modifiers, x.operands
     bits = BITS[type_]
@@ -107,6 +127,7 @@ _BUILDERS = {
     "ld": accesses.load,
     "st": accesses.store,
     "mov": _move,
+    "setp": _compare,
     "shfl": threads.shuffle,
     "redux": threads.reduce,
     "elect": threads.elect,

@@ -49,6 +49,15 @@ def test_arithmetic_rounds_as_ieee_says(opcode):
         assert_same(got[~finite], exact(a, b)[~finite])
 
 
+def test_quotients_are_rounded_once():
+    a, b = floats(), floats()
+    got, finite = run("div.rn.f32", a, b), np.isfinite(a) & np.isfinite(b) & (b != 0)
+    for x, y, result in zip(a[finite], b[finite], got[finite], strict=True):
+        assert result == rounded(Fraction(float(x)) / Fraction(float(y)))
+    with np.errstate(all="ignore"):
+        assert_same(got[~finite], (a / b)[~finite])
+
+
 def test_pairs_are_two_numbers_each():
     arguments = [floats() for _ in range(3)]
     pairs = [x.view(np.uint64) for x in arguments]
@@ -89,6 +98,8 @@ def test_signs():
     for got, expected in (
         (run("abs.f32", x.view(np.uint32)), x.view(np.uint32) & np.uint32(2**31 - 1)),
         (run("neg.f32", x.view(np.uint32)), x.view(np.uint32) ^ np.uint32(2**31)),
+        (run("abs.bf16", x.view(np.uint16)), x.view(np.uint16) & np.uint16(2**15 - 1)),
+        (run("abs.f16", x.view(np.uint16)), x.view(np.uint16) & np.uint16(2**15 - 1)),
     ):
         np.testing.assert_array_equal(got, expected)
 

@@ -1,5 +1,6 @@
 """Operations of integers and bits against results that are known exactly."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -131,3 +132,24 @@ def test_choices_and_comparisons():
     ]
     np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(run("setp.eq.and.u32", x, x, which), which)
+
+
+@pytest.mark.parametrize("name, dtype", [("bf16", ml_dtypes.bfloat16), ("f16", np.float16)])
+def test_numbers_of_16_bits_are_compared_as_such(name, dtype):
+    a, b = (x.view(np.uint16) for x in (floats(), floats()))
+    b[::5] = a[::5]
+    with np.errstate(invalid="ignore"):
+        wide = [x.view(dtype).astype(np.float32) for x in (a, b)]
+    for how in ("eq", "neu", "lt", "le", "gtu", "nan"):
+        np.testing.assert_array_equal(
+            run(f"setp.{how}.{name}", a, b), run(f"setp.{how}.f32", *wide)
+        )
+
+
+def test_a_funnel_shifts_two_numbers_as_one():
+    low, high, by = integers(), integers(), integers()
+    expected = [
+        ((int(h) << 32 | int(x)) << int(n) % 32) >> 32 & 2**32 - 1
+        for x, h, n in zip(low, high, by, strict=True)
+    ]
+    np.testing.assert_array_equal(run("shf.l.wrap.b32", low, high, by), expected)

@@ -83,6 +83,52 @@ def test_parts_of_registers():
     np.testing.assert_array_equal(run(body, x), byte << 16 | byte)
 
 
+def test_pairs_of_numbers_are_compared_one_by_one():
+    body = lines(LOAD, "mov.b32 %r6, 0x40404040", "setp.lt.bf16x2 %p1|%p2, %r4, %r6",
+                 "selp.b32 %r7, 1, 0, %p1", "selp.b32 %r5, %r7, 8, %p2", STORE, "ret")  # fmt: skip
+    x = np.random.default_rng(0).standard_normal(256, np.float32) * 4
+    pairs = (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    low, high = ((pairs.astype(np.uint32) << np.uint32(16)).view(np.float32)[i::2] for i in (0, 1))
+    # Both halves of the number, 0x4040, are 3 in bfloat16.
+    expected = np.where(high < 3, low < 3, 8)
+    assert set(expected) == {0, 1, 8}
+    np.testing.assert_array_equal(run(body, pairs.view(np.uint32)), expected)
+
+
+def test_as_triton_writes_it():
+    """Assembler of its own with other spaces, guards, and for debuggers a tail of data."""
+    text = HEAD.replace("::entry", "").replace(".maxntid 64, 1, 1", ".reqntid 64")
+    text += """
+        setp.lt.u32 %p1, %r1, 60;
+        mov.u32 %r5, 0x7;
+        @!%p1 mov.u32 %r5, 0x0;
+        // begin inline asm
+        @%p1 ld.global.b32 { %r5 }, [ %d4 + 16 ];
+        // end inline asm
+        @%p1 st.global.b32 [ %d5 + 0 ], { %r5 };
+        @!%p1 st.global.b32 [ %d5 + 0 ], { %r1 };
+        ret;
+    $L__tmp1:
+    $L__func_end0:
+
+}
+    .file 1 "/a/file.py"
+    .section .debug_abbrev
+    {
+.b8 1                                   // Abbreviation Code
+.b8 17
+    }
+    .section .debug_macinfo { }
+"""
+    text = text.replace(".visible", ".global .align 1 .b8 _$_str[3] = {95, 95, 0};\n.visible", 1)
+    x = np.arange(64, dtype=np.uint32) + np.uint32(100)
+    memory = Memory()
+    arguments = memory.add("x", x, writable=False), memory.add("y", x, writable=True)
+    Launch(ptx.parse(text), memory.close(), arguments, range(1), 64, shared=256).run()
+    expected = np.append(x[4:], np.arange(60, 64))
+    np.testing.assert_array_equal(memory.array(arguments[1], x), expected)
+
+
 def test_threads_part_and_meet_again():
     """Each goes through a loop as often as its number says; then the warp exchanges what it has."""
     body = lines(
@@ -188,6 +234,9 @@ UNKNOWN = (
     "add.s32 %r4, %r1",
     "ld.global.v2.b32 {%r4}, [%d4]",
     "setp.lt.f32 %r4, %r1, %p1",
+    "setp.lt.and.bf16x2 %p1|%p2, %r1, %r2, %p3",
+    "mov.b32 %r4, _$_str",
+    "ld.global.b32 %r4, [_$_str]",
 )
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import get_codec
-from pallas_kernels.mosaic import quantize as mosaic
 from tests import oracles
+from tests.emulated import programs
 from tests.kernels.codec_judge import kind_id
 
 BLOCKS, BLOCK = 64, 256
@@ -52,8 +52,8 @@ def _largest(codec, signed, seed):
 
 @functools.cache
 def _quantize(codec, signed):
-    codec = get_codec(codec, signed)
-    return jax.jit(lambda x, key: mosaic.quantize(x, key, BLOCK, codec, False))
+    codec, made = get_codec(codec, signed), programs.implementation().arrays
+    return jax.jit(lambda x, key: made.quantize(x, key, BLOCK, codec, False))
 
 
 CHECKS = {
