@@ -1,6 +1,8 @@
 """Instructions as functions of `Lanes`: made once for a kernel, run for every block of threads."""
 
 import copy
+import dataclasses
+import re
 
 import numpy as np
 
@@ -9,7 +11,7 @@ from tests.emulated.faults import Unknown
 from tests.emulated.memory import UNSIGNED
 from tests.emulated.operands import Operands
 from tests.emulated.operations import operation
-from tests.emulated.ptx import BITS
+from tests.emulated.ptx import BITS, immediate
 
 _MOVES = "bra", "bar", "ret"
 
@@ -87,6 +89,16 @@ def _compare(operands, x):
     return step
 
 
+def _permute(operands, x):
+    """What gives no byte need not have a value: LLVM then names a register that has none."""
+    target, *sources, selectors = x.operands
+    if re.fullmatch(r"0x[\dA-F]+U?", selectors):
+        number = immediate(selectors, 16)
+        taken = {number >> shift & 4 for shift in (0, 4, 8, 12)}
+        sources = [x if of in taken else "0" for x, of in zip(sources, (0, 4), strict=True)]
+    return _computation(operands, dataclasses.replace(x, operands=(target, *sources, selectors)))
+
+
 def _move(operands, x):
     (type_,), (target, source) = x.modifiers, x.operands
     bits = BITS[type_]
@@ -128,6 +140,7 @@ _BUILDERS = {
     "st": accesses.store,
     "mov": _move,
     "setp": _compare,
+    "prmt": _permute,
     "shfl": threads.shuffle,
     "redux": threads.reduce,
     "elect": threads.elect,

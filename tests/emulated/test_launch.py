@@ -83,6 +83,14 @@ def test_parts_of_registers():
     np.testing.assert_array_equal(run(body, x), byte << 16 | byte)
 
 
+def test_an_operand_that_gives_no_byte_needs_no_value():
+    x = np.arange(128, dtype=np.uint32) * np.uint32(0x01234567)
+    for selectors, expected in (("0x3210U", x), ("0x7654U", x), ("0x1032U", x << 16 | x >> 16)):
+        pair = "%r9, %r4" if selectors == "0x7654U" else "%r4, %r9"
+        body = lines(LOAD, f"prmt.b32 %r5, {pair}, {selectors}", STORE, "ret")
+        np.testing.assert_array_equal(run(body, x), expected)
+
+
 def test_pairs_of_numbers_are_compared_one_by_one():
     body = lines(LOAD, "mov.b32 %r6, 0x40404040", "setp.lt.bf16x2 %p1|%p2, %r4, %r6",
                  "selp.b32 %r7, 1, 0, %p1", "selp.b32 %r5, %r7, 8, %p2", STORE, "ret")  # fmt: skip
@@ -173,6 +181,9 @@ REFUSED = {
     "a store to an operand": (lines("st.global.b32 [%d4], %r1"), "read-only"),
     "a result that is read": (lines("ld.global.b32 %r4, [%d5]"), "never written"),
     "a register without a value": (lines("add.s32 %r5, %r9, 1"), "never written"),
+    "a register without a value that gives a byte": (
+        lines("prmt.b32 %r5, %r1, %r9, 0x3240U"), "never written"
+    ),
     "a register that some threads have": (
         lines("setp.eq.s32 %p1, %r1, 0", "@%p1 mov.b32 %r9, 1", "add.s32 %r5, %r9, 1"),
         "never written is read (thread 1 of block 0)",
