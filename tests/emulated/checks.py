@@ -4,7 +4,7 @@ import functools
 import types
 import unittest.mock
 
-from tests.emulated import cases, huge, programs, shards, tops
+from tests.emulated import beside, cases, huge, programs, shards, tops
 from tests.gpu import check_quantize, check_step, comparing
 
 _RUN = types.SimpleNamespace(interpret=True, tiny=False, quick=False)
@@ -37,6 +37,8 @@ def _every(target):
     found = {name: functools.partial(step, case) for name, case in cases.steps(target).items()}
     if target in cases.MOST:
         found |= shards.CHECKS | tops.CHECKS | huge.CHECKS
+    if target == "triton-sm_90":
+        found |= beside.checks()
     if target in cases.MOST or is_triton(target):
         found |= _of_suite(check_quantize, check_quantize.checks(_RUN))
     return found

@@ -19,13 +19,24 @@ def implementation():
 
 def steps(spec):
     """The step of a leaf by kernels, and by XLA, as functions of arrays."""
-    return tuple(step(spec, x) for x in (launching.current().target.implementation, "xla"))
+    return kernels(spec, launching.current().target.implementation), general(spec)
 
 
 @functools.cache
-def step(spec, name):
-    """The step of a leaf by an implementation, as a function of arrays."""
-    return jax.jit(functools.partial(on_arrays(IMPLEMENTATIONS[name].steps.step), spec))
+def kernels(spec, implementation):
+    """The step of a leaf by the kernels of an implementation."""
+    return _step(spec, implementation)
+
+
+@functools.cache
+def general(spec):
+    """The step of a leaf by XLA."""
+    return _step(spec, "xla")
+
+
+def _step(spec, implementation):
+    step = on_arrays(IMPLEMENTATIONS[implementation].steps.step)
+    return jax.jit(functools.partial(step, spec))
 
 
 @functools.cache
