@@ -92,10 +92,14 @@ def _sign(name, modifiers):
     type_ = type_of(modifiers)
     if type_[0] == "s":
         return Operation((type_,), {"abs": np.abs, "neg": np.negative}[name])
-    bits = {"f32": 1 << 31, "f32x2": 1 << 63 | 1 << 31, "bf16": 1 << 15, "f16": 1 << 15}[type_]
+    bits = _SIGNS[type_]
     sign = UNSIGNED[BITS[type_]](bits)
     function = (lambda x: x & ~sign) if name == "abs" else (lambda x: x ^ sign)
     return Operation((as_bits(type_),), function)
+
+
+_SIGNS = {"f32": 1 << 31, "f32x2": 1 << 63 | 1 << 31}
+_SIGNS |= dict.fromkeys(("bf16", "f16"), 1 << 15) | dict.fromkeys(("bf16x2", "f16x2"), 0x80008000)
 
 
 @TABLE.enter("div")

@@ -41,5 +41,7 @@ def _check(case):
 def checks():
     """By name."""
     known = cases.steps("h200")
-    names = (f"{rule}/{x}/{data}" for rule, x, data in itertools.product(cases.RULES, PROGRAMS, DATA))
+    names = (
+        f"{rule}/{x}/{data}" for rule, x, data in itertools.product(cases.RULES, PROGRAMS, DATA)
+    )
     return {f"beside Mosaic/{name}": functools.partial(_check, known[name]) for name in names}

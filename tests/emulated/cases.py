@@ -43,9 +43,19 @@ EVERYWHERE = "tile and rows", "counted", "dynamic"
 """Those that are emulated for every target."""
 
 DAILY = {
-    "triton-sm_90": ("lion/counted/poison", "adam/tile and rows", "lamb/dynamic/poison"),
+    "triton-sm_90": (
+        "lion/counted",
+        "lion/flat/poison",
+        "adam/tile and rows/poison",
+        "lamb/counted",
+        "lamb_amsgrad/dynamic/poison",
+        "quantize 9x512 power",
+        "dequantize 9x512",
+        "end of 2**32 elements/lion",
+        "beside Mosaic/lion/tile and rows",
+    ),
     "triton-sm_80": ("lamb/tile and rows/poison",),
-    "triton-sm_75": ("lion/tile and rows/poison",),
+    "triton-sm_75": ("lamb/tile and rows/poison", "lion/counted/poison"),
 }
 """How the names of those begin that are emulated every day, where that is not all."""
 

@@ -5,11 +5,13 @@ import pathlib
 
 import pytest
 
+from pallas_kernels.triton import installed
 from tests.deviceless import sharing
 from tests.emulated import checks
 
 PARTS = {"h200": 8, "a100": 2, "b200": 3}
-"""Processes for each target: enough to share the work. Each takes a minute at most."""
+"""Processes for each target: enough to share the work, of which each takes a minute at most."""
+LONG_PARTS = {"h200": 2, "triton-sm_90": 8, "triton-sm_80": 4, "triton-sm_75": 4}
 
 _COMMAND = "-m", "tests.emulated"
 
@@ -22,26 +24,34 @@ collect_ignore = [
 @pytest.fixture(scope="session")
 def seen_of(request, tmp_path_factory):
     """A function: `seen_of("h200")` is what was seen in each check, by its name and by end."""
-    sharing.need_compilers()
-    folder, loaded = sharing.folder(request.config, tmp_path_factory), {}
-
-    def seen_of(target):
-        if target not in loaded:
-            parts = _parts(checks.of(target), PARTS[target])
-            command, path = (*_COMMAND, target, "--out"), folder / f"emulated-{target}"
-            loaded[target] = sharing.results(command, parts, path)
-        return loaded[target]
-
-    return seen_of
+    return _Seen(request, tmp_path_factory, "emulated", checks.of, PARTS)
 
 
 @pytest.fixture(scope="session")
 def seen_in_long(request, tmp_path_factory):
-    """What was seen in the checks that are not of every day, as of `seen_of`."""
+    """The same of the checks that are not of every day."""
+    return _Seen(request, tmp_path_factory, "emulated-long", checks.long, LONG_PARTS)
+
+
+class _Seen:
+    def __init__(self, request, tmp_path_factory, name, checks_of, parts):
+        self._path = sharing.folder(request.config, tmp_path_factory) / name
+        self._checks_of, self._parts, self._loaded = checks_of, parts, {}
+
+    def __call__(self, target):
+        need_compilers(target)
+        if target not in self._loaded:
+            parts = _parts(self._checks_of(target), self._parts.get(target, 1))
+            path = self._path.with_name(f"{self._path.name}-{target}")
+            self._loaded[target] = sharing.results((*_COMMAND, target, "--out"), parts, path)
+        return self._loaded[target]
+
+
+def need_compilers(target):
+    """Skips the test, or fails it, where there are no compilers for a target."""
     sharing.need_compilers()
-    folder = sharing.folder(request.config, tmp_path_factory)
-    parts = _parts(checks.long(), 2)
-    return sharing.results((*_COMMAND, "h200", "--out"), parts, folder / "emulated-long")
+    if checks.is_triton(target) and (why := installed.why_not()):
+        pytest.fail(why) if sharing.REQUIRED else pytest.skip(why)
 
 
 def _parts(names, count):

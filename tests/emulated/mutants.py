@@ -93,9 +93,10 @@ def _number(x, i, change):
 
 
 _OPPOSITE = {"le": "gt", "lt": "ge", "ge": "lt", "gt": "le", "eq": "ne", "ne": "eq", "neu": "eq"}
-_REMOVED = Instruction("fence", (), (), None, 0, "removed")
+REMOVED = Instruction("fence", (), (), None, 0, "removed")
+"""In place of an instruction."""
 KINDS = {
-    "a barrier removed": (("bar",), lambda x: _REMOVED),
+    "a barrier removed": (("bar",), lambda x: REMOVED),
     "a constant": (("fma", "add", "mul", "sub"), _constant),
     "add and sub": (("add",), lambda x: _named(x, "sub")),
     "sub the other way": (("sub",), _swapped),
@@ -188,7 +189,8 @@ def try_mutants(emulation, kernel_name, of_a_kind):
     launched, known = [], cases.steps("h200")
     with emulation.changed(lambda x: launched.append(x) or x):
         steps = [Step(known[f"{RULES[kernel_name]}/{PROGRAM}/{data}"]) for data in DATA]
-    original = next(x for x in launched if x.kernel.name.startswith(f"{kernel_name}_mosaic"))
+    names = kernel_name, f"{kernel_name}_mosaic_gpu_kernel"
+    original = next(x for x in launched if x.kernel.name in names)
     found = {}
     for mutant in mutants(original.kernel, of_a_kind):
         broken = mutant.of(original)

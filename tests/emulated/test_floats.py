@@ -100,6 +100,7 @@ def test_signs():
         (run("neg.f32", x.view(np.uint32)), x.view(np.uint32) ^ np.uint32(2**31)),
         (run("abs.bf16", x.view(np.uint16)), x.view(np.uint16) & np.uint16(2**15 - 1)),
         (run("abs.f16", x.view(np.uint16)), x.view(np.uint16) & np.uint16(2**15 - 1)),
+        (run("abs.bf16x2", x.view(np.uint32)), x.view(np.uint32) & np.uint32(0x7FFF7FFF)),
     ):
         np.testing.assert_array_equal(got, expected)
 

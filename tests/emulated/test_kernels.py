@@ -2,7 +2,8 @@
 
 import pytest
 
-from pallas_kernels.mosaic.tile import BLOCK_SIZES
+from pallas_kernels.mosaic import tile as mosaic
+from pallas_kernels.triton import tile as triton
 from tests import oracles
 from tests.emulated import cases, checks
 
@@ -29,31 +30,45 @@ def test_an_emulated_kernel_is_right(seen_of, target, name):
     assert_right(seen_of(target)[name])
 
 
-@pytest.mark.parametrize("name", checks.long())
-def test_more_emulated_kernels_are_right(seen_in_long, name):
-    assert_right(seen_in_long[name])
+@pytest.mark.parametrize("target, name", _names(checks.long))
+def test_more_emulated_kernels_are_right(seen_in_long, target, name):
+    assert_right(seen_in_long(target)[name])
 
 
-def test_the_cases_are_what_they_are_meant_to_be():
-    steps = cases.steps("h200").values()
+@pytest.mark.parametrize("target", cases.MOST)
+def test_the_cases_are_what_they_are_meant_to_be(target):
+    steps = cases.steps(target).values()
     assert len(steps) >= 150
+    by_mosaic = not checks.is_triton(target)
     for rule in cases.RULES.values():
         own = [x for x in steps if x.rule is rule]
         assert {x.codec for x in own} == set(oracles.CODECS)
-        assert {x.block for x in own} >= set(BLOCK_SIZES)
+        assert {x.block for x in own} >= set((mosaic if by_mosaic else triton).BLOCK_SIZES)
         assert {x.emit for x in own} == {"params", "updates"}
         assert {x.decay for x in own} == {"decoupled", "coupled", None}
         assert {x.p for x in own} == {x.g for x in own} == {"float32", "bfloat16", "float16"}
 
 
+KERNELS = {"lion_step", "adam_step"} | {
+    f"{rule}_{half}" for rule in ("lamb", "lamb_amsgrad") for half in ("moments", "apply")
+}
+
+
 def test_every_kernel_was_launched(seen_of):
     """Under its own name, and not one that takes its place."""
     for target in cases.TARGETS:
-        seen = seen_of(target).values()
-        launched = {name for ends in seen for x in ends.values() for name in x["launched"]}
-        expected = {"lion_step", "adam_step"} | {
-            f"{rule}_{half}" for rule in ("lamb", "lamb_amsgrad") for half in ("moments", "apply")
-        }
-        if target == "h200":
-            expected |= {"lion_signs", "adam_moments", "quantize", "dequantize"}
-        assert {f"{name}_mosaic_gpu_kernel" for name in expected} <= launched
+        if not checks.is_triton(target):
+            others = {"lion_signs", "adam_moments", "quantize", "dequantize"}
+            expected = KERNELS | (others if target == "h200" else set())
+            assert {f"{name}_mosaic_gpu_kernel" for name in expected} <= _launched(seen_of(target))
+
+
+def test_every_kernel_of_triton_was_launched(seen_in_long):
+    expected = KERNELS | {"lion_signs", "adam_moments", "quantize", "dequantize"}
+    for target in cases.TARGETS:
+        if checks.is_triton(target):
+            assert expected <= _launched(seen_in_long(target))
+
+
+def _launched(seen):
+    return {name for ends in seen.values() for x in ends.values() for name in x["launched"]}
