@@ -83,4 +83,9 @@ def steps(target):
             if case.decay is None and case.emit == "updates" and not made.ratio:
                 case = dataclasses.replace(case, has_params=False)
             found[f"{rule}/{program}/{data}"] = dataclasses.replace(case, **given)
+    for rule, made in RULES.items():
+        most = made.grad_limit
+        poison = {7: most, 700: -most, 8200: most * (1 + 2.0**-7)}  # as bfloat16
+        case = dataclasses.replace(found[f"{rule}/counted/numbers"], poison=poison)
+        found[f"{rule}/counted/limits"] = case
     return found

@@ -1,5 +1,6 @@
 """What the tests here share: what became of all checks of a target, done once."""
 
+import collections
 import itertools
 import pathlib
 
@@ -56,5 +57,7 @@ def need_compilers(target):
 
 def _parts(names, count):
     """Names in so many lists, with those that share their kernels side by side."""
-    groups = [list(group) for _, group in itertools.groupby(names, checks.program)]
-    return [list(itertools.chain(*groups[i::count])) for i in range(count)]
+    groups = collections.defaultdict(list)
+    for name in names:
+        groups[checks.program(name)].append(name)
+    return [list(itertools.chain(*list(groups.values())[i::count])) for i in range(count)]

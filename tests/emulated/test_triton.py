@@ -45,7 +45,7 @@ def emulation():
 
 @pytest.fixture(scope="module")
 def step(emulation):
-    """Of leaves with a last tile that is not whole, in which warps add up what they have skipped."""
+    """With a last tile that is not whole, and warps that add up what they have skipped."""
     return Step(emulation, "lion/counted/poison")
 
 
