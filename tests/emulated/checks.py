@@ -38,7 +38,7 @@ def _every(target):
     if target in cases.MOST:
         found |= shards.CHECKS | tops.CHECKS | huge.CHECKS
     if target == "triton-sm_90":
-        found |= beside.checks()
+        found |= huge.MASKED | beside.checks()
     if target in cases.MOST or is_triton(target):
         found |= _of_suite(check_quantize, check_quantize.checks(_RUN))
     return found

@@ -63,6 +63,7 @@ def test_every_kernel_was_launched(seen_of):
             assert {f"{name}_mosaic_gpu_kernel" for name in expected} <= _launched(seen_of(target))
 
 
+@pytest.mark.long
 def test_every_kernel_of_triton_was_launched(seen_in_long):
     expected = KERNELS | {"lion_signs", "adam_moments", "quantize", "dequantize"}
     for target in cases.TARGETS:

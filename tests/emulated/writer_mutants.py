@@ -7,7 +7,7 @@ source of every kernel. Each mutant goes through `CHECKS` that it makes a differ
 first that notices it. Of a mutant is said
 
 - `judge`, `fault` or `refused`, and by which check: a number was wrong, or an access to memory; or
-  there was no such kernel;
+  the kernel could not be written, compiled or emulated;
 - `lives`: no check noticed it;
 - `not met`: it changes nothing in any check.
 
@@ -84,6 +84,7 @@ RULES = {
     "eq: ne": ("eq", "{} != {}"),
     "ne: eq": ("ne", "{} == {}"),
     "select_n: the other way": ("select_n", "tl.where({}, {}, {})"),
+    "squeeze: one more": ("squeeze", "({} + 1)"),
     "convert_element_type: by float16": (
         "convert_element_type", lambda text: text.replace(".to(", ".to(tl.float16).to(")
     ),
@@ -157,7 +158,7 @@ def _rule(primitive, instead):
 
     def rule(equation):
         text, shape = original(equation)
-        if text in equation.texts:  # a value that has another name
+        if callable(instead) and text in equation.texts:  # a value that has another name
             return text, shape
         return instead(text) if callable(instead) else instead.format(*equation.texts), shape
 
@@ -209,21 +210,23 @@ class _Tried(NamedTuple):
     """How it was noticed; None if it was not."""
     sources: list[str]
     """Of the kernels."""
+    error: str | None = None
+    """That it was refused with."""
 
 
 def _try(emulation, check):
     from tests.emulated import programs
 
     programs.kernels.cache_clear()
-    emulation.fault, sources, how = None, [], None
+    emulation.fault, sources, how, why = None, [], None, None
     with _source(lambda text: sources.append(text) or text):
         try:
             check()
         except AssertionError:
             how = "judge"
-        except Exception:  # of the writer, of Triton, or of a check that was given nonsense
-            how = "refused"
-    return _Tried("fault" if emulation.fault else how, sources)
+        except Exception as error:  # of the writer, of Triton, or of the emulator
+            how, why = "refused", f"{type(error).__name__}: {error}"[:300]
+    return _Tried("fault" if emulation.fault else how, sources, why)
 
 
 def run(emulation, names):
@@ -246,6 +249,8 @@ def run(emulation, names):
             if tried.sources == right[name].sources and tried.how is None:
                 continue
             found[mutant] = {"how": tried.how or LIVES, "by": tried.how and full}
+            if tried.error:
+                found[mutant]["error"] = tried.error
             if tried.how:
                 break
         print(f"{found[mutant]['how']:8} {mutant:40} {found[mutant]['by'] or ''}", flush=True)
