@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from tests.emulated.faults import Unknown
+from tests.emulated.faults import Fault, Unknown
+from tests.emulated.lanes import WARP
 from tests.emulated.operands import DTYPES, several
 from tests.emulated.ptx import BITS
 
@@ -32,6 +33,34 @@ def load(operands, x):
         values = memory.load(at, BITS[type_], count, lanes.access())
         for write, value in zip(writes, values, strict=True):
             write(lanes, lanes.spread(value.view(DTYPES[type_])))
+
+    return step
+
+
+def load_matrices(operands, x):
+    """Matrices of 8 rows of 16 bytes, of which each thread of a warp gets 4 bytes.
+
+    The threads give the addresses of rows: the first 8 those of the first matrix, and so on.
+    """
+    *how, count, where, type_ = x.modifiers
+    counts = {"x1": 1, "x2": 2, "x4": 4}
+    if (*how, where, type_) != ("sync", "aligned", "m8n8", "shared", "b16") or count not in counts:
+        raise Unknown("there is no such form of the instruction here")
+    targets, source = x.operands
+    address, writes = operands.address(source), [operands.write(t) for t in several(targets)]
+    if len(writes) != counts[count]:
+        raise ValueError(x.text)
+
+    def step(lanes):
+        lanes.whole_warps()
+        rows, part = address(lanes).reshape(-1, WARP), 4 * (np.arange(WARP) % 4)
+        for i, write in enumerate(writes):
+            of_matrix = rows[:, 8 * i : 8 * i + 8]
+            if (of_matrix % 16).any():
+                raise Fault("a row of a matrix that is misaligned for 16 bytes", int(lanes.at[0]))
+            at = (np.repeat(of_matrix, 4, axis=1) + part).reshape(-1)
+            (value,) = lanes.shared.load(lanes.shared_base[lanes.at] + at, 32, 1, lanes.access())
+            write(lanes, lanes.spread(value))
 
     return step
 

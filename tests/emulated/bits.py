@@ -62,16 +62,19 @@ def _funnel(name, modifiers):
 
 @TABLE.enter("bfe")
 def _extract(name, modifiers):
-    if modifiers != ("u32",):
-        raise ValueError(modifiers)
+    (type_,) = modifiers
+    wide = {"u32": np.uint64, "s32": np.int64}[type_]
 
     def extract(x, first, count):
-        # What is beyond the number reads as zeros.
-        moved = x.astype(np.uint64) >> np.minimum(first & np.uint32(255), np.uint32(32))
-        mask = (np.uint64(1) << np.minimum(count & np.uint32(255), np.uint32(32))) - np.uint64(1)
-        return (moved & mask).astype(np.uint32)
+        # What is beyond the number reads as zeros, or as its sign.
+        first, count = (np.minimum(n & np.uint32(255), np.uint32(32)) for n in (first, count))
+        moved = x.astype(wide) >> first.astype(wide)
+        if type_ == "u32":
+            return (moved & ((wide(1) << count) - wide(1))).astype(np.uint32)
+        rest = wide(64) - count.astype(wide)
+        return np.where(count == 0, wide(0), moved << rest % 64 >> rest % 64).astype(np.int32)
 
-    return Operation(("u32",) * 3, extract)
+    return Operation((type_, "u32", "u32"), extract)
 
 
 @TABLE.enter("prmt")

@@ -30,11 +30,19 @@ def _convert(name, modifiers):
         return Operation(("u16",), _NARROW[of][1])
     if to == "f32" and how == ["rn"] and of[0] in "us" and BITS[of] <= 32:
         return Operation((of,), lambda x: x.astype(np.float32))
+    if (how, to, of) == (["rzi"], "s32", "f32"):
+        return Operation(("f32",), _truncated)
     if to[0] in "us" and of[0] in "us" and not how:
         return Operation(
             (of,), lambda x: x.astype(f"{'i' if to[0] == 's' else 'u'}{BITS[to] // 8}")
         )
     raise ValueError(modifiers)
+
+
+def _truncated(x):
+    """As an integer towards zero, or the nearest that there is; NaN is 0."""
+    wide = np.where(np.isnan(x), 0, np.clip(x.astype(np.float64), -(2.0**31), 2.0**31 - 1))
+    return np.trunc(wide).astype(np.int32)
 
 
 @TABLE.enter("cvta")

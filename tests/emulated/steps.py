@@ -138,6 +138,7 @@ def _unpack(operands, targets, source, bits):
 _BUILDERS = {
     "ld": accesses.load,
     "st": accesses.store,
+    "ldmatrix": accesses.load_matrices,
     "mov": _move,
     "setp": _compare,
     "prmt": _permute,

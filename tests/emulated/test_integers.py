@@ -96,6 +96,22 @@ def test_bits_are_extracted():
     np.testing.assert_array_equal(run("bfe.u32", x, first, count), expected)
 
 
+def test_signed_bits_are_extracted():
+    x, first, count = integers(), integers() % np.uint32(40), integers() % np.uint32(40)
+    expected = [
+        signed([(v >> int(i)) % 2 ** int(n)], int(n))[0] if n else 0
+        for v, i, n in zip(signed(x), first, count, strict=True)
+    ]
+    got = run("bfe.s32", x.view(np.int32), first, count)
+    np.testing.assert_array_equal(got, np.array(expected).astype(np.int32))
+
+
+def test_floats_become_the_next_integers_towards_zero():
+    x = np.append(floats(), np.float32([2**31, -(2**31), 2**31 - 128, -0.99, 1.99]))
+    exact = [0 if np.isnan(v) else int(np.clip(float(v), -(2**31), 2**31 - 1)) for v in x]
+    np.testing.assert_array_equal(run("cvt.rzi.s32.f32", x), exact)
+
+
 @pytest.mark.parametrize("table", [0x80, 0x1E, 0x96, 0xE8, 0x01])
 def test_logic_of_three_goes_by_its_table(table):
     a, b, c = integers(), integers(), integers()

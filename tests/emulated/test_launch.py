@@ -173,7 +173,28 @@ def test_shared_memory_is_that_of_a_block():
     )
 
 
+def matrices(statement):
+    """Each thread stores its number in shared memory, and gives the addresses of rows."""
+    return lines(
+        *SHARED, "bar.sync 0", "and.b32 %r7, %r1, 15", "shl.b32 %r7, %r7, 4",
+        statement, "mad.lo.s32 %r5, %r9, 1000, %r8", STORE, "ret",
+    )  # fmt: skip
+
+
+def test_matrices_are_dealt_out_to_a_warp():
+    """Two of 8 rows of four numbers each: a thread gets one of each, of a row for four threads."""
+    got = run(matrices("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r8, %r9}, [%r7]"))
+    place = np.arange(128) % 32
+    np.testing.assert_array_equal(got, (place + 32) * 1000 + place)
+
+
 REFUSED = {
+    "a misaligned row": (
+        matrices("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r8, %r9}, [%r7+4]"), "misaligned"
+    ),
+    "a row beyond shared memory": (
+        matrices("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r8, %r9}, [%r7+16]"), "outside"
+    ),
     "beyond the end": (lines("ld.global.b32 %r4, [%d4+4]"), "thread 63 of block 1"),
     "before the start": (lines("ld.global.b32 %r4, [%d4+-4]"), "outside of memory"),
     "far beyond the end": (lines("ld.global.b32 %r4, [%d4+65536]"), "outside of memory"),
@@ -235,6 +256,8 @@ def test_what_is_no_race():
 
 
 UNKNOWN = (
+    "ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {%r4}, [%r1]",
+    "ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%r4}, [%r1]",
     "frobnicate.b32 %r4, %r1",
     "shfl.sync.bfly.b32 %r4, %r1, 1, 31, 7",
     "bar.arrive 0, 64",
