@@ -191,7 +191,7 @@ def _mutants():
 MUTANTS = _mutants()
 
 ALIVE = {
-    "min: loses NaN": "it is taken of NaN only in blocks whose scale is NaN: codes mean nothing there",
+    "min: loses NaN": "it is taken of NaN only in blocks whose scale is NaN, and all is lost",
     "or: xor": "what is put together has no bits in common",
     "the last tile: one more": "with masks, a tile that is whole is right, too",
     "vectors: no hint": "threads hold other elements, and exchange them",
