@@ -82,11 +82,17 @@ def _of_suite(module, checks):
 def _without_interpreter(module):
     """Functions of a module of kernels that may be told which interpreter to take: none."""
 
-    def of(function):
+    def of(name, function):
         def call(*args, interpret):
             assert interpret is None
-            return function(*args)
+            static = zip(_STATIC.get(name, ()), args[2:], strict=True)
+            return function(*args[:2], **dict(static))
 
         return call
 
-    return types.SimpleNamespace(**{k: of(f) for k, f in vars(module).items() if callable(f)})
+    return types.SimpleNamespace(**{k: of(k, f) for k, f in vars(module).items() if callable(f)})
+
+
+_STATIC = {"quantize": ("block_size", "codec", "keep_nonzero")}
+_STATIC["dequantize"] = "block_size", "codec", "dtype"
+"""Names of arguments that are no arrays."""

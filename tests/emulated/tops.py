@@ -52,8 +52,8 @@ def _largest(codec, signed, seed):
 
 @functools.cache
 def _quantize(codec, signed):
-    codec, made = get_codec(codec, signed), programs.implementation().arrays
-    return jax.jit(lambda x, key: made.quantize(x, key, BLOCK, codec, False))
+    options = dict(block_size=BLOCK, codec=get_codec(codec, signed), keep_nonzero=False)
+    return jax.jit(functools.partial(programs.implementation().arrays.quantize, **options))
 
 
 CHECKS = {
