@@ -136,6 +136,7 @@ SOURCES = {
     "the piece: from its start": (r"in_leaf = first \+ .*", "in_leaf = first"),
     "the branch: turned": (r"if (v\d+) != 0:", r"if \1 == 0:"),
     "the branch: never taken": (r"if (v\d+) != 0:", r"if \1 > 1:"),
+    "sums: beyond the end": (r"tl\.where\(inside, (v\d+), v\d+\)", r"\1"),
     "sums: of another tile": (r"tl\.store\(sums \+ tile", "tl.store(sums + 0 * tile"),
     "a scalar: the next one": (r"tl\.load\(floats \+ 1\)", "tl.load(floats + 2)"),
     "numbers: six digits": (r"\d\.\d{8,}(?!e)", lambda x: f"{float(x[0]):.6g}"),
@@ -178,6 +179,19 @@ def _source(change):
         yield
 
 
+@contextlib.contextmanager
+def _power(change):
+    from pallas_kernels.triton.writer import Writer
+
+    original = Writer._power
+
+    def power(self, x, n):
+        return original(self, x, change(n))
+
+    with unittest.mock.patch.object(Writer, "_power", power):
+        yield
+
+
 def _mutants():
     """By name, a function that returns a context in which the mutant is there."""
     found = {}
@@ -185,6 +199,7 @@ def _mutants():
         found[name] = lambda x=primitive, y=instead: _rule(x, y)
     for name, (pattern, instead) in SOURCES.items():
         found[name] = lambda x=pattern, y=instead: _source(lambda text: re.sub(x, y, text))
+    found["power: one more"] = lambda: _power(lambda n: n + 1)
     return found
 
 
