@@ -139,9 +139,9 @@ SOURCES = {
     "sums: beyond the end": (r"tl\.where\(inside, (v\d+), v\d+\)", r"\1"),
     "sums: of another tile": (r"tl\.store\(sums \+ tile", "tl.store(sums + 0 * tile"),
     "a scalar: the next one": (r"tl\.load\(floats \+ 1\)", "tl.load(floats + 2)"),
-    "numbers: six digits": (r"\d\.\d{8,}(?!e)", lambda x: f"{float(x[0]):.6g}"),
+    "numbers: six digits": (r"\d\.\d{8,}(?![\de])", lambda x: f"{float(x[0]):.6g}"),
     "numbers: as float16": (
-        r"(?<![\w.])\d\.\d{8,}(?!e)", lambda x: f"tl.full((), {x[0]}, tl.float16).to(tl.float32)"
+        r"(?<![\w.])\d\.\d{8,}(?![\de])", lambda x: f"tl.full((), {x[0]}, tl.float16).to(tl.float32)"
     ),
     "numbers: 31 bits": (r"(tl\.full\(\(\), \d+), tl\.uint32", r"\1 % 2**31, tl.uint32"),
     "infinity: the largest number": (r'float\("inf"\)', "3.4028234663852886e38"),
