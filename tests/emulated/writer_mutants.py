@@ -208,6 +208,7 @@ MUTANTS = _mutants()
 ALIVE = {
     "min: loses NaN": "it is taken of NaN only in blocks whose scale is NaN, and all is lost",
     "or: xor": "what is put together has no bits in common",
+    "the branch: never taken": "the general way is right in any case, and takes longer",
     "the last tile: one more": "with masks, a tile that is whole is right, too",
     "vectors: no hint": "threads hold other elements, and exchange them",
 }
