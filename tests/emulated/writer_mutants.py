@@ -17,6 +17,7 @@ A name stands for all mutants that begin with it. With `--out FILE` this is writ
 import argparse
 import collections
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -244,7 +245,24 @@ def _try(emulation, check):
             how = "judge"
         except Exception as error:  # of the writer, of Triton, or of the emulator
             how, why = "refused", f"{type(error).__name__}: {error}"[:300]
-    return _Tried("fault" if emulation.fault else how, sources, why)
+    how = "fault" if emulation.fault else how
+    if how is None and not sources:
+        raise RuntimeError("JAX has remembered what the kernel was.")
+    return _Tried(how, sources, why)
+
+
+def _unmapped():
+    """A context in which JAX does not remember kernels, as it does those of `sequential_vmap`."""
+    from pallas_kernels.tiled import step as tiled
+    from pallas_kernels.triton import step as triton
+    from pallas_kernels.triton.launch import BACKEND
+
+    return unittest.mock.patch.multiple(
+        triton,
+        step=functools.partial(tiled.step, BACKEND),
+        moments=functools.partial(tiled.moments, BACKEND),
+        apply=functools.partial(tiled.apply, BACKEND),
+    )
 
 
 def run(emulation, names):
@@ -286,7 +304,7 @@ def main(arguments=None):
     from tests.emulated import launching
 
     names = [name for name in MUTANTS if name.startswith(tuple(args.mutants))]
-    with launching.emulated(TARGET) as emulation:
+    with _unmapped(), launching.emulated(TARGET) as emulation:
         found = run(emulation, names)
     print(dict(collections.Counter(x["how"] for x in found.values())))
     if args.out:
