@@ -142,7 +142,7 @@ SOURCES = {
     "a scalar: the next one": (r"tl\.load\(floats \+ 1\)", "tl.load(floats + 2)"),
     "numbers: six digits": (r"\d\.\d{8,}(?![\de])", lambda x: f"{float(x[0]):.6g}"),
     "numbers: as float16": (
-        r"(?<![\w.])\d\.\d{8,}(?![\de])", lambda x: f"tl.full((), {x[0]}, tl.float16).to(tl.float32)"
+        r"\d\.\d{8,}(?![\de])", lambda x: f"tl.full((), {x[0]}, tl.float16).to(tl.float32)"
     ),
     "numbers: 31 bits": (r"(tl\.full\(\(\), \d+), tl\.uint32", r"\1 % 2**31, tl.uint32"),
     "infinity: the largest number": (r'float\("inf"\)', "3.4028234663852886e38"),
