@@ -85,7 +85,7 @@ RULES = {
     "eq: ne": ("eq", "{} != {}"),
     "ne: eq": ("ne", "{} == {}"),
     "select_n: the other way": ("select_n", "tl.where({}, {}, {})"),
-    "squeeze: one more": ("squeeze", "({} + 1)"),
+    "squeeze: another number": ("squeeze", "({} + 2**20)"),  # of the bits of a number
     "convert_element_type: one more": ("convert_element_type", lambda text: f"({text} + 1)"),
     "convert_element_type: bits": (
         "convert_element_type", lambda text: text.replace("tl.int8", "tl.uint8")
@@ -211,6 +211,7 @@ ALIVE = {
     "or: xor": "what is put together has no bits in common",
     "the branch: never taken": "the general way is right in any case, and takes longer",
     "the last tile: one more": "with masks, a tile that is whole is right, too",
+    "sums: beyond the end": "the direction of zeros is zero, unless eps is",
     "vectors: no hint": "threads hold other elements, and exchange them",
 }
 """Those that cannot be noticed, and why."""
