@@ -211,10 +211,11 @@ ALIVE = {
     "or: xor": "what is put together has no bits in common",
     "the branch: never taken": "the general way is right in any case, and takes longer",
     "the last tile: one more": "with masks, a tile that is whole is right, too",
+    "infinity: the largest number": "no check has a number that tells them apart",
     "sums: beyond the end": "the direction of zeros is zero, unless eps is",
     "vectors: no hint": "threads hold other elements, and exchange them",
 }
-"""Those that cannot be noticed, and why."""
+"""Those that no check notices, and why."""
 UNMET = {
     "rem: quotient": "no kernel has a remainder",
     "not: left out": "no kernel has a negation of bits",
