@@ -123,6 +123,12 @@ def mosaic_kernels(facts):
     return [x["name"] for x in facts["launches"] if x["kind"] == "mosaic"]
 
 
+def triton_kernels(facts):
+    """Names of the Triton kernels, in the order of their launches."""
+    _refuse_control(facts)
+    return [x["name"] for x in facts["launches"] if x["kind"] == "triton"]
+
+
 def _refuse_control(facts):
     if facts["control"]:
         raise ValueError(

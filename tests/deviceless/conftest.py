@@ -36,7 +36,7 @@ class Results:
         return {name: x["error"] for name, x in self._results.items() if "error" in x}
 
     def kernels(self):
-        """`(case, kernel)` for every Mosaic kernel of every case."""
+        """`(case, kernel)` for every kernel of every case."""
         for name, result in self._results.items():
             for kernel in result.get("kernels", {}).values():
                 yield name, kernel

@@ -7,6 +7,8 @@ has to carry if nothing stays in a cache from one kernel to the next.
 import dataclasses
 import re
 
+from tests.deviceless import jax_triton_calls
+
 _FREE = {  # no kernel: a name for bytes that are there already
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("add-dependency", "opt-barrier", "partition-id", "replica-id"),
@@ -27,14 +29,14 @@ class Launch:
     """One kernel, as plain values.
 
     Attributes:
-      kind: "mosaic", "fusion", "reduce" (a fusion that reduces), "copy" (a fusion or an
+      kind: "mosaic", "triton", "fusion", "reduce" (a fusion that reduces), "copy" (a fusion or an
         instruction that only moves elements), "collective", "custom-call", or an opcode of XLA.
-      name: The name of a Mosaic kernel, the target of another custom call, the opcode of a
-        collective, and otherwise the name that XLA gave it.
+      name: The name of a kernel of Mosaic or Triton, the target of another custom call, the opcode
+        of a collective, and otherwise the name that XLA gave it.
       reads: Bytes of main memory.
       writes: Bytes of main memory.
       results: Types of what it returns or writes in place.
-      kernel: For Mosaic kernels, the key of the kernel in the facts of its case.
+      kernel: For kernels of Mosaic and Triton, the key of the kernel in the facts of its case.
     """
 
     kind: str
@@ -73,6 +75,20 @@ def launches(program, mosaic=None):
     return found, control
 
 
+def triton_kernels(program, architecture):
+    """Facts of all Triton kernels of a `hlo.Program`, by key, as those of `mosaic.Kernel`."""
+    found = {}
+    for computation in program.computations.values():
+        for x in computation.instructions.values():
+            if x.opcode == "custom-call" and f'"{jax_triton_calls.TARGET}"' in x.attributes:
+                operands = [computation.instructions[name] for name in x.operands]
+                arrays, made = buffers(operands, x), jax_triton_calls.kernel(x.attributes)
+                facts = made.facts(arrays, architecture)
+                if found.setdefault(facts["key"], facts) != facts:
+                    raise LookupError(f"There are two kernels `{facts['key']}`.")
+    return found
+
+
 def _launch(program, computation, x, mosaic):
     operands = [computation.instructions[name] for name in x.operands]
     opcode = x.opcode.removesuffix("-start")  # the kernel runs beside others
@@ -94,6 +110,11 @@ def _launch(program, computation, x, mosaic):
                 sizes = [y.bytes for y in buffers(operands, x)]
                 reads = [sizes[i] for i in made.reads]
                 writes, kernel = sum(sizes[i] for i in made.writes), made.key
+        elif name == jax_triton_calls.TARGET:
+            made, given = jax_triton_calls.kernel(x.attributes), buffers(operands, x)
+            kind, name, kernel = "triton", made.name, made.key(given)
+            reads = [given[i].bytes for i in made.reads]
+            writes = sum(given[i].bytes for i in made.writes)
     elif opcode in _MOVING:
         kind = "copy"
     elif opcode in _COLLECTIVES:
@@ -121,7 +142,7 @@ def kernel_name(x):
 
 
 def buffers(operands, x):
-    """Arrays that a Mosaic kernel is given: its operands, and the results that are none of them."""
+    """Arrays that a kernel is given: its operands, and the results that are none of them."""
     aliasing = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", x.attributes)
     pairs = re.findall(r"\{(\d*)\}: \(\d+", aliasing[1]) if aliasing else []
     aliased = {int(index or 0) for index in pairs}

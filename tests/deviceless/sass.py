@@ -1,4 +1,4 @@
-"""The machine code of a Mosaic kernel: registers, spills, instructions, widths of accesses.
+"""The machine code of a kernel: registers, spills, instructions, widths of accesses.
 
 Mosaic assembles and disassembles each kernel with the `ptxas` and `nvdisasm` of the CUDA packages
 and leaves what they print beside the PTX: `.ptxas`, `.sass_ctrl`.
@@ -18,7 +18,7 @@ _LABEL = re.compile(r"^\s*(\.L_\w+|\$\S+):\s*$")
 _TARGET = re.compile(r"`\(([^)]*)\)")
 _PREDICATE = re.compile(r"U?P(?:T|R|\d+)\b")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d*)?(?:e[-+]?\d+)?(?![\w.])", re.IGNORECASE)
-_JUMPS = ("BRA", "BRX", "JMP", "JMX")
+_JUMPS, _ENDS = ("BRA", "BRX", "JMP", "JMX"), ("EXIT", "RET")
 _LOADS, _STORES = ("LD", "LDG"), ("ST", "STG")  # generic and global: the same memory here
 _WIDTHS = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
 
@@ -51,8 +51,6 @@ class _Instruction(NamedTuple):
     """What has to hold for it, such as `P0` or `!UP1`."""
     operands: str
     target: str | None
-    back: bool
-    """Whether it jumps back."""
     control: str
     """What the assembler tells the scheduler; see `Scheduled`."""
 
@@ -78,11 +76,12 @@ def disassembled(text):
     """What the machine code holds.
 
     `instructions` leaves out what never runs: the padding and the trap behind the end of a
-    function. `loops` are jumps back, `branches` jumps ahead; `calls` are calls of functions that
-    the assembler keeps out of line, such as careful division. `shortest` is the number of
-    instructions on the shortest way through, None if there are loops. `numbers` are those that
-    instructions have as operands, with a digit after the point or an exponent: how many there are,
-    and how many on the shortest way. `way` are the instructions on it, for `scheduled`.
+    function. `loops` are jumps back that one can come to again, `branches` all other jumps: a part
+    may be placed before the one that jumps to it. `calls` are calls of functions that the assembler
+    keeps out of line, such as careful division. `shortest` is the number of instructions on the
+    shortest way through, None if there are loops. `numbers` are those that instructions have as
+    operands, with a digit after the point or an exponent: how many there are, and how many on the
+    shortest way. `way` are the instructions on it, for `scheduled`.
     """
     code, labels, last, trapped = [], {}, None, False
     for line in text.splitlines():
@@ -95,19 +94,20 @@ def disassembled(text):
             trapped = opcode == "BRA" and target is not None and target == last
             if not trapped:
                 predicate = found["predicate"] and found["predicate"].strip()[1:]
-                fields = found["operands"], target, target in labels, found["control"] or ""
+                fields = found["operands"], target, found["control"] or ""
                 code.append(_Instruction(opcode, predicate, *fields))
             last = None
         elif found and found["opcode"] != "NOP":
             raise ValueError(f"Code that nothing jumps to: {line.strip()}")
     names = [instruction.name for instruction in code]
-    jumps = [instruction.back for instruction in code if instruction.name in _JUMPS]
-    way = None if any(jumps) else _shortest_way(code, labels)
+    jumps = [i for i, instruction in enumerate(code) if instruction.name in _JUMPS]
+    loops = sum(_is_loop(i, code, labels) for i in jumps)
+    way = None if loops else _shortest_way(code, labels)
     return {
         "instructions": len(code),
         "shortest": way and len(way),
-        "loops": sum(jumps),
-        "branches": len(jumps) - sum(jumps),
+        "loops": loops,
+        "branches": len(jumps) - loops,
         "calls": names.count("CALL"),
         "load_widths": _widths(code, _LOADS),
         "store_widths": _widths(code, _STORES),
@@ -115,6 +115,28 @@ def disassembled(text):
         "numbers": _numbers(code, way or []),
         "way": [f"{code[i].control} {code[i].opcode}" for i in way or []],
     }
+
+
+def _is_loop(jump, code, labels):
+    """Whether an instruction jumps back to where one can come to it again."""
+    first = labels[code[jump].target]
+    waiting, seen = [first] if first <= jump else [], set()
+    while waiting:
+        i = waiting.pop()
+        if i == jump:
+            return True
+        if i < len(code) and i not in seen:
+            seen.add(i)
+            waiting += _next(i, code, labels)
+    return False
+
+
+def _next(i, code, labels):
+    """Where an instruction may lead to."""
+    instruction = code[i]
+    jumps, ends = instruction.name in _JUMPS, instruction.name in _ENDS
+    always = (jumps or ends) and _holds(instruction.predicate, {})
+    return [i + 1] * (not always) + ([labels[instruction.target]] if jumps else [])
 
 
 def _shortest_way(code, labels):

@@ -206,6 +206,25 @@ def test_an_exit_of_blocks_that_have_nothing_to_do_is_not_the_way():
     assert sass.disassembled(assembly(lines))["shortest"] == 3
 
 
+def test_a_jump_back_to_a_part_that_is_placed_out_of_order_is_no_loop():
+    # The second part stands before the first one.
+    lines = ["@P0 BRA `(.L_x_1) ;", "BRA `(.L_x_2) ;"]
+    lines += [".L_x_0:", "FADD R1, R1, R2 ;", "EXIT ;"]
+    lines += [".L_x_1:", *3 * ["FMUL R1, R1, R2 ;"], "BRA `(.L_x_0) ;"]
+    lines += [".L_x_2:", *2 * ["FMUL R1, R1, R2 ;"], "BRA `(.L_x_0) ;"]
+    code = sass.disassembled(assembly(lines))
+    assert (code["loops"], code["branches"]) == (0, 4)
+    assert code["shortest"] == 2 + 2 + 1 + 2
+
+
+@pytest.mark.parametrize("back", ["BRA `(.L_x_0) ;", "@!P1 BRA `(.L_x_0) ;"])
+def test_a_loop_that_jumps_ahead_on_its_way_is_one(back):
+    lines = [".L_x_0:", "@P0 BRA `(.L_x_2) ;", "FADD R1, R1, R2 ;", "@P2 EXIT ;", "EXIT ;"]
+    lines += [".L_x_2:", "FMUL R1, R1, R2 ;", back, "EXIT ;"]
+    code = sass.disassembled(assembly(lines))
+    assert (code["loops"], code["branches"], code["shortest"]) == (1, 1, None)
+
+
 def assembly(lines):
     """Lines of machine code as the disassembler prints them."""
     return "\n".join(

@@ -39,10 +39,10 @@ def main(arguments=None):
 
 def register():
     """Lets the modules that have cases register them."""
-    from tests.deviceless import clipped, kernels, meshes, models, paged, scaling, small
+    from tests.deviceless import clipped, kernels, meshes, models, paged, scaling, small, triton
     from tests.deviceless.throughput import kernels as modelled
 
-    del clipped, kernels, meshes, modelled, models, paged, scaling, small
+    del clipped, kernels, meshes, modelled, models, paged, scaling, small, triton
 
 
 def results(target_name, names):
@@ -70,7 +70,7 @@ def compile_cases(target_name, names, folder):
 
 def compile_case(target, name, mosaic):
     """The result for one case. `mosaic` is a `dump.Dump`."""
-    from tests.deviceless import cases, compiling, targets
+    from tests.deviceless import cases, compiling, hlo, launches, targets
 
     start = time.monotonic()
     mosaic.forget()  # what a case left that failed
@@ -80,10 +80,11 @@ def compile_case(target, name, mosaic):
         executable = compiling.compile_for(
             mesh, case.fn, *case.args, donate=case.donate, out_shardings=case.out_shardings
         )
-        made = mosaic.new()
+        made, program = mosaic.new(), hlo.parse(executable.as_text())
+        kernels = {kernel.key: kernel.facts() for kernel in made}
         return {
             "facts": compiling.facts(executable, made),
-            "kernels": {kernel.key: kernel.facts() for kernel in made},
+            "kernels": kernels | launches.triton_kernels(program, target.architecture),
             "seconds": round(time.monotonic() - start, 2),
         }
     except Exception:  # the other cases have their own facts
