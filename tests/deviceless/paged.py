@@ -37,9 +37,9 @@ def params(name, leaves):
     return {f"w{i:02}": jax.ShapeDtypeStruct(shape, jnp.bfloat16) for i, shape in pairs}
 
 
-def optimizer(name):
+def optimizer(name, **kwargs):
     """The optimizer, with small pages."""
-    options = StateOptions(page_bytes=PAGE_BYTES, pages_in_flight=IN_FLIGHT)
+    options = StateOptions(page_bytes=PAGE_BYTES, pages_in_flight=IN_FLIGHT, **kwargs)
     return getattr(optax_lamblion, name)(1e-3, weight_decay=0.1, options=options)
 
 
@@ -56,6 +56,11 @@ def _fused(tx, p, g, state):
 def _case(step, tx, p):
     state = jax.eval_shape(tx.init, p)
     return Case(functools.partial(step, tx), (p, p, state), donate=(0, 2))
+
+
+def step(name, leaves, fused, **kwargs):
+    """A `Case`: one step, with further options of the state."""
+    return _case(_fused if fused else _plain, optimizer(name, **kwargs), params(name, leaves))
 
 
 for _name, _leaves, (_form, _is_fused) in itertools.product(NAMES, LEAVES, FORMS.items()):

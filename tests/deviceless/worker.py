@@ -39,10 +39,10 @@ def main(arguments=None):
 
 def register():
     """Lets the modules that have cases register them."""
-    from tests.deviceless import clipped, kernels, meshes, models, paged, scaling, small, triton
+    from tests.deviceless import by_triton, clipped, kernels, meshes, models, paged, scaling, small
     from tests.deviceless.throughput import kernels as modelled
 
-    del clipped, kernels, meshes, modelled, models, paged, scaling, small, triton
+    del by_triton, clipped, kernels, meshes, modelled, models, paged, scaling, small
 
 
 def results(target_name, names):

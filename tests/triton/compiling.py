@@ -1,10 +1,5 @@
 """Compiles generated kernels for GPUs that are not here, by Triton and by NVIDIA's assembler."""
 
-import functools
-import importlib.util
-import pathlib
-import subprocess
-import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +8,7 @@ import numpy as np
 from pallas_kernels.triton import launch
 from pallas_kernels.triton.kernel import Kernel, function
 from pallas_kernels.triton.tile import WARPS
-from tests.deviceless import sass
+from tests.deviceless import assembling
 
 ARCHITECTURES = {75: "sm_75", 80: "sm_80", 86: "sm_86", 89: "sm_89", 90: "sm_90a"} | {
     100: "sm_100a",
@@ -74,28 +69,4 @@ def compiled(kernel: Kernel, capability=90, platform="cuda"):
 
 def facts(kernel: Kernel, capability=90):
     """Registers, spilled bytes and machine code of a kernel: see `sass`."""
-    architecture = ARCHITECTURES[capability]
-    ptx = compiled(kernel, capability).asm["ptx"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        made = path.with_suffix(".cubin")
-        log = _run("ptxas", "-v", f"-arch={architecture}", path, "-o", made).stderr
-        code = _run("nvdisasm", "-c", made).stdout
-    return sass.assembled(log, architecture) | sass.disassembled(code)
-
-
-def _run(program, *arguments):
-    done = subprocess.run(
-        [_compilers() / program, *arguments], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{program} failed:\n{done.stderr[:4000]}")
-    return done
-
-
-@functools.cache
-def _compilers():
-    """The folder of the assembler that XLA would use."""
-    (place,) = importlib.util.find_spec("nvidia.cu13").submodule_search_locations
-    return pathlib.Path(place, "bin")
+    return assembling.facts(compiled(kernel, capability).asm["ptx"], ARCHITECTURES[capability])
