@@ -59,12 +59,17 @@ def call(kernel: Kernel, operands, types):
         kernel=function(kernel, platform),
         out_type=types,
         grid=kernel.cut.tiles,
-        num_warps=WARPS,
+        num_warps=warps(platform),
         name=kernel.name,
         compute_capability=_capability(),
         backend_options=options(platform),
     )
     return tuple(made)
+
+
+def warps(platform):
+    """Of a program. AMD's have twice the threads, and a row divided between them takes barriers."""
+    return WARPS if platform == "cuda" else WARPS // 2
 
 
 def options(platform):
