@@ -1,5 +1,6 @@
 """Compiles generated kernels for GPUs that are not here, by Triton and by NVIDIA's assembler."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -63,10 +64,35 @@ def compiled(kernel: Kernel, capability=90, platform="cuda"):
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(kernel.pointers))},
     )
     target = {"cuda": ("cuda", capability, 32), "rocm": ("hip", capability, 64)}[platform]
-    options = dict(launch.options(platform), num_warps=WARPS)
+    options = dict(launch.options(platform), num_warps=launch.warps(platform))
     return triton.compile(source, target=GPUTarget(*target), options=options)
 
 
 def facts(kernel: Kernel, capability=90):
     """Registers, spilled bytes and machine code of a kernel: see `sass`."""
     return assembling.facts(compiled(kernel, capability).asm["ptx"], ARCHITECTURES[capability])
+
+
+def elements_of_a_thread(kernel: Kernel):
+    """How many elements of a tile a thread holds."""
+    return kernel.cut.elements // (32 * WARPS)
+
+
+def instructions(kernel: Kernel, capability=90):
+    """Instructions for each element of a tile with nothing to skip, a part of a whole leaf."""
+    return facts(kernel, capability)["shortest"] / elements_of_a_thread(kernel)
+
+
+def amd_facts(kernel: Kernel, architecture="gfx942"):
+    """Registers of a thread of a kernel on an AMD GPU, and what does not fit into them."""
+    code = compiled(kernel, architecture, "rocm").asm["amdgcn"]
+
+    def number(field):
+        (found,) = re.findall(rf"^\s*\.{field}:\s*(\d+)$", code, re.MULTILINE)
+        return int(found)
+
+    return {
+        "registers": number("vgpr_count"),
+        "spilled": number("vgpr_spill_count") + number("sgpr_spill_count"),
+        "scratch_bytes": number("private_segment_fixed_size"),
+    }

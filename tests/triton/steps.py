@@ -1,0 +1,52 @@
+"""Kernels of steps and of quantization, as compilers get them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.arithmetic.blocks import absmax_shape
+from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.triton import quantize as quantization
+from pallas_kernels.triton import step as triton
+from tests.deviceless import kernels
+from tests.steps import on_arrays
+from tests.triton import compiling
+
+RULES = tuple(kernels.RULES)
+CODECS = "power", "dynamic", "linear"
+DTYPES = "bf16", "f32"
+SHAPES = {"whole": kernels.SHAPE, "ragged": kernels.RAGGED}
+
+
+@functools.cache
+def of_step(rule, dtypes, shape="whole", codec="power", *, emit="params", decay=None):
+    """The kernels of a step, by name."""
+    case = kernels.step(
+        rule, *kernels.DTYPES[dtypes], codec=codec, emit=emit, decay=decay, shape=SHAPES[shape]
+    )
+    run = functools.partial(on_arrays(triton.step), case.fn.args[0])
+    return _by_name(run, *case.args)
+
+
+@functools.cache
+def of_quantization(dtype):
+    """The kernels of `quantize` and `dequantize` of the default codec, by name."""
+    x = jax.ShapeDtypeStruct(kernels.SHAPE, kernels.DTYPES[dtype][0])
+    codes = jax.ShapeDtypeStruct(kernels.SHAPE, jnp.uint8)
+    absmax = jax.ShapeDtypeStruct(absmax_shape(kernels.SHAPE, 256), jnp.float32)
+    codec = get_codec("power", True)
+
+    def there(x):
+        return quantization.quantize(x, None, block_size=256, codec=codec, keep_nonzero=False)
+
+    def back(codes, absmax):
+        return quantization.dequantize(
+            codes, absmax, block_size=256, codec=codec, dtype=jnp.dtype(x.dtype)
+        )
+
+    return _by_name(there, x) | _by_name(back, codes, absmax)
+
+
+def _by_name(function, *arguments):
+    return {x.kernel.name: x.kernel for x in compiling.kernels(function, *arguments)}

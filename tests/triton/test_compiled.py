@@ -1,0 +1,93 @@
+"""What Triton and the assemblers of NVIDIA and AMD make of the kernels of steps.
+
+A leaf that ends within a tile has the kernel of a whole one, and a second one for its last tile.
+"""
+
+import itertools
+
+import pytest
+
+from tests.deviceless import sharing
+from tests.triton import compiling, steps
+
+pytestmark = pytest.mark.deviceless
+
+AMD = "gfx942"
+GPUS = (*compiling.ARCHITECTURES, AMD)
+STEPS = list(itertools.product(steps.RULES, steps.DTYPES, steps.SHAPES, steps.CODECS))
+# The oldest GPU, the one that most figures are of, and AMD's; what takes most registers, and for
+# one GPU the default codec.
+EVERY_DAY = [
+    (gpu, (rule, "bf16", "ragged", codec))
+    for gpu, codec in ((75, "dynamic"), (90, "dynamic"), (90, "power"), (AMD, "dynamic"))
+    for rule in steps.RULES
+]
+ALL = [
+    pytest.param(gpu, step, marks=[] if (gpu, step) in EVERY_DAY else pytest.mark.long)
+    for gpu, step in itertools.product(GPUS, STEPS)
+]
+ASIDE = {
+    ("lamb_amsgrad_moments", 86, ("lamb_amsgrad", "f32", "ragged", "power")): 16,
+    ("lamb_amsgrad_moments", 89, ("lamb_amsgrad", "f32", "ragged", "power")): 16,
+}
+"""Bytes that are stored and loaded so that one more block of threads has room."""
+
+
+@pytest.fixture(autouse=True)
+def _compilers():
+    sharing.need_compilers()
+
+
+def words(value):
+    """What pytest calls a step."""
+    return "-".join(value) if isinstance(value, tuple) else None
+
+
+@pytest.mark.parametrize("gpu, step", ALL, ids=words)
+def test_kernels_do_not_spill(gpu, step):
+    rule, dtypes, shape, codec = step
+    for name, kernel in steps.of_step(rule, dtypes, shape, codec, decay="decoupled").items():
+        if gpu == AMD:
+            found = compiling.amd_facts(kernel)
+            assert found["spilled"] == found["scratch_bytes"] == 0, (name, found)
+            continue
+        code = compiling.facts(kernel, gpu)
+        assert code["spilled_bytes"] == ASIDE.get((name, gpu, step), 0), name
+        assert code["loops"] == code["calls"] == 0, name
+        # What is put aside is not on the way of a tile with nothing to skip.
+        assert not [x for x in code["way"] if "STL" in x or "LDL" in x], name
+
+
+@pytest.mark.parametrize("name, dtype, most", [("lion_step", "bf16", 37), ("lion_step", "f32", 36)])
+def test_a_step_of_lion_has_few_instructions(name, dtype, most):
+    kernel = steps.of_step("lion", dtype)[name]
+    assert 20 < compiling.instructions(kernel) <= most
+
+
+@pytest.mark.parametrize("rule", ["lion", "adam", "lamb"])
+def test_what_is_counted_is_the_way_of_tiles_without_anything_to_skip(rule):
+    """On the other one, each of a thread's elements is compared with the rule's limit."""
+    limit = str(float(steps.kernels.RULES[rule].grad_limit))
+    for name, kernel in steps.of_step(rule, "bf16").items():
+        everywhere, counted = compiling.facts(kernel)["numbers"][limit]
+        assert everywhere >= 8 and counted == 0, name
+
+
+@pytest.mark.parametrize("dtype, size", [("bf16", 2), ("f32", 4)])
+def test_parameters_and_gradients_move_16_bytes_at_a_time(dtype, size):
+    kernel = steps.of_step("lion", dtype)["lion_step"]
+    code = compiling.facts(kernel)
+    pieces = compiling.elements_of_a_thread(kernel) * size // 16
+    # Both are read, and parameters written, on either of the two ways.
+    assert code["load_widths"]["16"] >= 2 * pieces
+    assert code["store_widths"]["16"] >= 2 * pieces
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_quantization_does_not_spill(gpu):
+    for name, kernel in steps.of_quantization("bf16").items():
+        if gpu == AMD:
+            found = compiling.amd_facts(kernel)
+            assert found["spilled"] == found["scratch_bytes"] == 0, name
+        else:
+            assert compiling.facts(kernel, gpu)["spilled_bytes"] == 0, name
