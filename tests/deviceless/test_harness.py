@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.deviceless import dump, hlo, mosaic, sass
+from tests.deviceless import dump, hlo, jax_triton_calls, mosaic, sass
 from tests.deviceless.compiling import bytes_moved, copies, mosaic_kernels
 from tests.deviceless.targets import TARGETS
 
@@ -242,6 +242,24 @@ def test_an_access_that_is_not_understood_is_an_error():
     assert mosaic.accesses(argument + view + load) == ([0], [])
     with pytest.raises(NotImplementedError, match="atomic_rmw"):
         mosaic.accesses(argument + view + "%1 = memref.atomic_rmw addf %x, %v[%i] : f32\n")
+
+
+def test_triton_s_accesses_are_followed_to_the_arrays():
+    code = """
+      tt.func public @k(%a: !tt.ptr<f32> loc(#a), %b: !tt.ptr<u8> {x = 1 : i32}, %c: !tt.ptr<f32>) {
+        %0 = tt.splat %a : !tt.ptr<f32> -> tensor<8x!tt.ptr<f32>> loc(#l)
+        %1 = tt.addptr %0, %at : tensor<8x!tt.ptr<f32>>, tensor<8xi32>
+        scf.if %p {
+          %2 = tt.addptr %b, %at : !tt.ptr<u8>, i32
+          tt.store %2, %v : !tt.ptr<u8>
+        } else {
+          %2 = tt.load %1 : tensor<8x!tt.ptr<f32>>
+          tt.store %1, %2 : tensor<8x!tt.ptr<f32>>
+        }
+    """
+    assert jax_triton_calls.accesses(code) == ((0,), (0, 1))
+    with pytest.raises(NotImplementedError, match="atomic_rmw"):
+        jax_triton_calls.accesses(code + "%3 = tt.atomic_rmw fadd, relaxed, gpu, %c, %v\n")
 
 
 def test_arrays_on_the_host_take_no_device_memory():
