@@ -22,7 +22,7 @@ SHAPES = ((4096,), (9, 512), (4099,), (5, 7, 11, 64), (50001, 77))
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def checks(run):
+def checks(run, implementation="mosaic"):
     """`(name, function)` for each kind of codes."""
     kinds = list(itertools.product(oracles.CODECS, (True, False), (None, 7)))
     for i, (codec, signed, seed) in enumerate(kinds):
@@ -33,7 +33,7 @@ def checks(run):
         words = codec, "signed" if signed else "unsigned", f"seed={seed}", dtype, f"block={block}"
         yield (
             f"quantize {'x'.join(map(str, shape))} {' '.join(words)}",
-            functools.partial(_quantize, run, shape, dtype, block, codec, signed, seed),
+            functools.partial(_quantize, run, implementation, shape, dtype, block, codec, signed, seed),
         )
     for i, (codec, signed) in enumerate(itertools.product(oracles.CODECS, (True, False))):
         shape, dtype = SHAPES[-1 - i % len(SHAPES)], DTYPES[i % len(DTYPES)]
@@ -41,11 +41,11 @@ def checks(run):
             continue
         yield (
             f"dequantize {'x'.join(map(str, shape))} {codec} {signed=} {dtype}",
-            functools.partial(_dequantize, run, shape, dtype, codec, signed),
+            functools.partial(_dequantize, run, implementation, shape, dtype, codec, signed),
         )
 
 
-def _quantize(run, shape, dtype, block, codec, signed, seed):
+def _quantize(run, implementation, shape, dtype, block, codec, signed, seed):
     rng = np.random.default_rng(1)
     x = rng.standard_normal(shape) * rng.lognormal(size=shape)
     x.reshape(-1)[:5] = 0, np.nan, np.inf, -np.inf, -0.0
@@ -60,7 +60,7 @@ def _quantize(run, shape, dtype, block, codec, signed, seed):
             )
         )(x)
     else:
-        codes, absmax = pallas_kernels.quantize(x, implementation="mosaic", **options)
+        codes, absmax = pallas_kernels.quantize(x, implementation=implementation, **options)
     expected, expected_absmax = pallas_kernels.quantize(x, implementation="xla", **options)
     codes, expected, absmax = map(np.asarray, (codes, expected, absmax))
     assert codes.dtype == np.uint8 and codes.shape == shape
@@ -103,7 +103,7 @@ def _quantize(run, shape, dtype, block, codec, signed, seed):
 _uniform = jax.jit(uniform, static_argnums=1)
 
 
-def _dequantize(run, shape, dtype, codec, signed):
+def _dequantize(run, implementation, shape, dtype, codec, signed):
     rng = np.random.default_rng(2)
     codes = jnp.asarray(rng.choice(oracles.written(codec, signed), shape))
     scales = rng.lognormal(size=oracles.absmax_shape(shape, 256))
@@ -116,7 +116,9 @@ def _dequantize(run, shape, dtype, codec, signed):
             )
         )(codes, absmax)
     else:
-        x = pallas_kernels.dequantize(codes, absmax, implementation="mosaic", **options)
+        x = pallas_kernels.dequantize(
+            codes, absmax, implementation=implementation, **options
+        )
     general = pallas_kernels.dequantize(codes, absmax, implementation="xla", **options)
     assert x.dtype == dtype and x.shape == shape
     exact = oracles.decode(np.asarray(codes), np.asarray(absmax), 256, codec, signed)

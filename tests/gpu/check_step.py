@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,8 +127,25 @@ PARTS = (2 * GRAIN + 4700,), (66, 2048)
 """Shapes of leaves that are stepped part by part: in pieces, and as shards."""
 
 
-def checks(rule, run):
-    """`(name, function)` for each case that a run asks for."""
+class Kernels(NamedTuple):
+    """What steps a leaf: functions as of `dispatch.Implementation.steps`."""
+
+    step: Callable
+    moments: Callable
+
+
+def by_mosaic(run):
+    """Mosaic's kernels, in the interpreter if a run asks for that."""
+
+    def kernels(function):
+        return lambda leaf: function(leaf, interpret=INTERPRET if run.interpret else None)
+
+    return Kernels(kernels(mosaic.step), kernels(mosaic.moments))
+
+
+def checks(rule, run, kernels=None):
+    """`(name, function)` for each case that a run asks for, of Mosaic's kernels or others."""
+    kernels = kernels or by_mosaic(run)
     for i, case in enumerate(cases(rule)):
         if run.interpret and math.prod(case.shape) > 2**17:
             continue
@@ -136,19 +154,19 @@ def checks(rule, run):
         )
         if skipped:
             continue
-        yield case.name, functools.partial(_check, case, run)
+        yield case.name, functools.partial(_check, case, kernels)
     for shape in PARTS:
         if not run.tiny:
             case = Case(rule, "updates", shape, "float32", "float32", count_skipped=True)
             yield (
                 f"pieces have the bits of the leaf: {case.name}",
-                functools.partial(_in_pieces, case, run),
+                functools.partial(_in_pieces, case, kernels),
             )
     if not run.tiny:
         case = Case(rule, "updates", (64, 2048), "float32", "float32")
         yield (
             f"shards have the bits of the tensor: {case.name}",
-            functools.partial(_in_shards, case, run),
+            functools.partial(_in_shards, case, kernels),
         )
 
 
@@ -158,23 +176,18 @@ lamb = functools.partial(checks, rules.LAMB)
 lamb_amsgrad = functools.partial(checks, rules.LAMB_AMSGRAD)
 
 
-def _by_kernels(function, run):
-    """A function of `mosaic`, in the interpreter if a run asks for that."""
-    return functools.partial(function, interpret=INTERPRET if run.interpret else None)
-
-
-def _check(case, run):
+def _check(case, kernels):
     spec, given = comparing.spec(case), comparing.inputs(case)
-    steps = on_arrays(_by_kernels(mosaic.step, run)), on_arrays(xla.step)
+    steps = on_arrays(kernels.step), on_arrays(xla.step)
     kernel, general = (jax.jit(functools.partial(step, spec))(*given) for step in steps)
     return comparing.judge(case, given, kernel, general)
 
 
-def _in_pieces(case, run):
+def _in_pieces(case, kernels):
     """A leaf in two pieces, of which the second begins after a grain."""
     leaf = leaf_of(comparing.spec(case), *comparing.inputs(case))
-    whole = jax.jit(_by_kernels(mosaic.step, run))(leaf)
-    step = jax.jit(_by_kernels(mosaic.moments if case.rule.ratio else mosaic.step, run))
+    whole = jax.jit(kernels.step)(leaf)
+    step = jax.jit(kernels.moments if case.rule.ratio else kernels.step)
     skipped = 0.0
     for first, last in ((0, 1), (1, None)):
 
@@ -195,10 +208,10 @@ def _in_pieces(case, run):
     return {"elements": math.prod(case.shape)}
 
 
-def _in_shards(case, run):
+def _in_shards(case, kernels):
     """A tensor in shards of whole tiles, divided along both axes."""
     leaf = leaf_of(comparing.spec(case), *comparing.inputs(case))
-    step = jax.jit(_by_kernels(mosaic.step, run))
+    step = jax.jit(kernels.step)
     whole = step(leaf)
     rows, columns = case.shape[0] // 2, case.shape[1] // 2
     for i, j in itertools.product(range(2), range(2)):

@@ -46,6 +46,10 @@ def _peak(case):
     )
 
 
+def _by_triton(rule):
+    return Part(f"triton-{rule}", "check", "check_triton:steps", of=rule)
+
+
 def _paged(name, where, of=None, peer=False):
     name = f"paged-{name.replace(' ', '-')}"
     return Part(name, "timing", where, share=0.5, peer=peer, of=of, least=60, memory=0.9)
@@ -63,12 +67,16 @@ PARTS = {
         Part("oracle-lion", "check", "check_oracle:lion"),
         Part("oracle-lamb", "check", "check_oracle:lamb"),
         Part("oracle-adamw", "check", "check_oracle:adamw"),
+        *(_by_triton(rule) for rule in ("lion", "lamb", "adam")),
+        Part("triton-quantize", "check", "check_triton:quantization"),
         Part("paged", "check", "check_paged:checks"),
         *(_peak(f"{name} {leaves}") for name in OPTIMIZERS for leaves in ("grouped", "pieces")),
         Part("step-lamb_amsgrad", "check", "check_step:lamb_amsgrad"),
+        _by_triton("lamb_amsgrad"),
         # Last of the checks, as it watches the allocator and takes the most memory.
         Part("memory", "check", "check_memory:checks"),
         Part("ours", "timing", "time_ours:programs", share=0.7),
+        Part("triton", "timing", "time_ours:by_triton", share=0.5),
         Part("flashoptim-jax", "timing", "time_flashoptim:programs", share=0.5, peer=True),
         Part("torch", "timing", "torch_peers:timings", peer=True),
         # Those without which the others have nothing to be compared with come first.

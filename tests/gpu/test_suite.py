@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import types
 from typing import Any
 
@@ -16,15 +17,18 @@ import pytest
 
 from pallas_kernels.arithmetic import rules
 from pallas_kernels.arithmetic.shards import Place
+from pallas_kernels.triton import installed
 from pallas_kernels.xla import step as xla
 from tests.gpu import (
     check_paged,
     check_paged_memory,
     check_step,
+    check_triton,
     comparing,
     peak,
     report,
     report_paged,
+    time_ours,
     time_training,
     timing,
     torch_peers,
@@ -50,7 +54,9 @@ def test_the_whole_suite_runs_in_the_interpreter(tmp_path):
     result = json.loads(path.read_text())
     parts = {r["part"] for r in result["checks"] if r["status"] == "passed"}
     checks = {name for name, part in PARTS.items() if part.kind == "check"}
-    assert parts == checks
+    by_triton = {name for name in checks if name.startswith("triton-")}  # not in an interpreter
+    assert parts == checks - by_triton
+    assert {r["part"] for r in result["checks"] if r["status"] == "skipped"} == by_triton
     measured = [r for r in result["timings"] if r["status"] == "measured"]
     ours = [r for r in measured if "paging" not in r]
     assert len(ours) > 30
@@ -346,3 +352,33 @@ def test_the_paged_peer_is_timed_with_room_and_without(monkeypatch):
     assert "link_bytes_in" not in roomy and "ballast_bytes" in crowded
     assert crowded["link_bytes_in"] == 2**21 * (1 + 4 / 256)
     assert crowded["ballast_bytes"] == 2**34 - 2**29
+
+
+def test_triton_s_kernels_are_checked_and_timed_where_they_are(monkeypatch):
+    run = Run(quick=False, interpret=False, leaves=2, shape=(1024, 1024))
+    monkeypatch.setattr(check_triton, "why_not", lambda run: None)
+    monkeypatch.setattr(time_ours, "why_not", lambda run: None)
+    for name in ("lion", "lamb", "adam", "lamb_amsgrad"):
+        theirs, ours = (
+            [what for what, _ in PARTS[f"{by}-{name}"].items(run)] for by in ("triton", "step")
+        )
+        assert theirs == ours and len(ours) > 40
+    programs = list(PARTS["triton"].items(run))
+    assert all("triton" in program.name for program in programs)
+    mosaics = {program.name for program in PARTS["ours"].items(run)}
+    names = (x.name.replace(", triton", "").replace(" triton", " mosaic") for x in programs)
+    # But for the number of elements, every one has one of Mosaic's to be compared with.
+    assert {x for x in names if "elements in a thread" not in x} <= mosaics
+
+
+def test_without_triton_its_parts_are_skipped_with_the_reason(monkeypatch, tmp_path):
+    run = Run(quick=False, interpret=False, leaves=2, shape=(1024, 1024))
+    monkeypatch.setattr(installed, "why_not", lambda: "triton is not installed")
+    records = Records(tmp_path / "records", "triton-lion", 60.0 + time.monotonic())
+    for name in ("triton-lion", "triton-quantize"):
+        for what, function in PARTS[name].items(run):
+            records.do("check", f"{name}: {what}", function)
+    timing.measure(PARTS["triton"], run, records)
+    found = read(tmp_path / "records")
+    assert [r["status"] for r in found] == ["skipped", "skipped", "absent"]
+    assert {r["reason"] for r in found} == {"triton is not installed"}

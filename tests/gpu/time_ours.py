@@ -20,7 +20,10 @@ from pallas_kernels.arithmetic.dither import Dither, even_digits
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.mosaic.tile import INTERPRET
+from pallas_kernels.triton import step as triton
 from tests.gpu import floors
+from tests.gpu.check_triton import why_not
+from tests.gpu.records import Absent
 from tests.gpu.timing import Program, wave
 from tests.steps import on_arrays, scalars_of
 
@@ -63,12 +66,12 @@ def programs(run):
         yield ours("large", leaves, name, "bf16", bf16, True, codec="dynamic")
         yield ours("large", leaves, name, "bf16", bf16, True, count_skipped=True)
     yield ours("large", leaves, "lion8bit", "f32", DTYPES["f32"], True, codec="dynamic")
-    interpret = INTERPRET if run.interpret else None
+    kernels = functools.partial(mosaic.step, interpret=INTERPRET if run.interpret else None)
     for rule, per_thread in itertools.product((rules.LION, rules.LAMB, rules.ADAM), (8, 16)):
-        yield tiled(leaves, rule, per_thread, "params", interpret)
+        yield tiled(leaves, rule, per_thread, "params", kernels)
     for per_thread in (8, 16):
-        yield tiled(leaves, rules.LION, per_thread, "updates", interpret)
-    yield from quantizing(run, size)
+        yield tiled(leaves, rules.LION, per_thread, "updates", kernels)
+    yield from quantizing(run, size, (None, "xla") if run.interpret else ("mosaic", "xla"))
     if run.tiny:
         return
     # Many tensors of many shapes take their compilers a while, so they are the last ones.
@@ -82,6 +85,22 @@ def programs(run):
         yield by_optax(which, tree, "lion", "bf16", bf16, "bf16")
         for name in names:
             yield ours(which, tree, name, "bf16", bf16, True, profile=True)
+
+
+def by_triton(run):
+    """What of `programs` tells most, by Triton's kernels."""
+    if reason := why_not(run):
+        raise Absent(reason)
+    leaves, bf16 = large_leaves(run), DTYPES["bf16"]
+    for (dtype, pair), name in itertools.product(DTYPES.items(), _FLOORS):
+        profile = dtype == "bf16"
+        yield ours("large", leaves, name, dtype, pair, True, "triton", profile=profile)
+    yield ours("large", leaves, "lion8bit", "bf16", bf16, False, "triton")
+    yield from quantizing(run, len(leaves) * math.prod(run.shape), ("triton",))
+    for rule, per_thread in ((rules.LION, 16), (rules.LAMB, 8), (rules.LAMB, 32), (rules.ADAM, 16)):
+        yield tiled(leaves, rule, per_thread, "params", triton.step, ", triton")
+    gpt2 = model("gpt2-124m", run)
+    yield ours("gpt2", gpt2, "lion8bit", "bf16", bf16, True, "triton", profile=True)
 
 
 def large_leaves(run):
@@ -169,8 +188,8 @@ def ours(
     params, grads = trees(leaves, pair)
     step, carry = stepping(tx, params, fused)
     mode = "apply_fused" if fused else "update"
-    form = mode + (", xla" if implementation == "xla" else "")
-    words = [name, dtype, form] + [codec] * (codec != "power") + ["count"] * count_skipped
+    by = f", {implementation}" if implementation else ""
+    words = [name, dtype, mode + by] + [codec] * (codec != "power") + ["count"] * count_skipped
     p, g = (jnp.dtype(x).itemsize for x in pair)
     about = {
         "what": what,
@@ -188,7 +207,8 @@ def ours(
         carry,
         grads,
         elements(leaves),
-        _FLOORS[name](g, p, form),
+        # Kernels move the same bytes, whatever compiles them.
+        _FLOORS[name](g, p, mode + (by if implementation == "xla" else "")),
         about=about,
         profile=profile,
     )
@@ -206,12 +226,12 @@ def clipped(leaves, by):
     return Program(name, step, carry, grads, elements(leaves), floor, about=about)
 
 
-def tiled(leaves, rule, per_thread, emit, interpret):
-    """Kernels in bfloat16 with so many elements in a thread: what `mosaic.sizes` chooses from."""
+def tiled(leaves, rule, per_thread, emit, kernels, by=""):
+    """Kernels in bfloat16 with so many elements in a thread: what a module `sizes` chooses from."""
     codecs = tuple(get_codec("power", slot.signed) for slot in rule.slots)
     spec = Spec(rule, codecs, 256, None, emit, per_thread=per_thread)
     scalars = scalars_of(rule, bias_correction=False, step_size=-1e-4)
-    by_kernels = on_arrays(functools.partial(mosaic.step, interpret=interpret))
+    by_kernels = on_arrays(kernels)
     params, grads = trees(leaves, DTYPES["bf16"])
 
     def carry():
@@ -231,7 +251,7 @@ def tiled(leaves, rule, per_thread, emit, interpret):
         return made
 
     return Program(
-        f"large: {rule.name} bf16 {emit}, {per_thread} elements in a thread",
+        f"large: {rule.name} bf16 {emit}{by}, {per_thread} elements in a thread",
         step,
         carry,
         grads,
@@ -287,12 +307,12 @@ def by_optax(what, leaves, name, dtype, pair, slot, profile=False):
     )
 
 
-def quantizing(run, size):
+def quantizing(run, size, implementations):
     """`quantize` and `dequantize`, which return new arrays."""
     rows = max(size // 4 // run.shape[1], 1)
     shape = (rows, run.shape[1])
     size = math.prod(shape)
-    kinds = itertools.product(DTYPES.items(), (None, "xla") if run.interpret else ("mosaic", "xla"))
+    kinds = itertools.product(DTYPES.items(), implementations)
     for (dtype, (x_dtype, _)), implementation in kinds:
         itemsize = jnp.dtype(x_dtype).itemsize
         about = {"dtype": dtype, "implementation": implementation}
