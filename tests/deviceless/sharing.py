@@ -17,7 +17,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Set by `./dev deviceless`, whose environment has everything: there, what is missing is an error.
 REQUIRED = os.environ.get("OPTAX_LAMBLION_DEVICELESS") == "required"
-# A package for each part: the plugin with XLA and Mosaic, the assembler with its disassembler, Triton.
+# A package for each part: the plugin with XLA and Mosaic, assembler and disassembler, Triton.
 _NEEDED = ("jax_cuda13_plugin", "jax_plugins.xla_cuda13", "nvidia.cu13", "triton", "jax_triton")
 
 

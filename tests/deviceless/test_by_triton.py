@@ -1,11 +1,11 @@
-"""What steps by Triton's kernels are promised to be, as those by Mosaic's are in the other tests."""
+"""What steps by the kernels of Triton are promised to be, as the other tests say of Mosaic's."""
 
 import math
 import re
 
 import pytest
 
-from tests.deviceless import by_triton, cases, clipped, kernels, meshes, paged, report
+from tests.deviceless import by_triton, cases, clipped, kernels, meshes, report
 from tests.deviceless.by_triton import name_of
 from tests.deviceless.compiling import bytes_moved, copies, scalar_bytes, triton_kernels
 from tests.deviceless.targets import TARGETS

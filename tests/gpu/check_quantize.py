@@ -30,18 +30,20 @@ def checks(run, implementation="mosaic"):
         block = (256, 64, 1024, 32, 512, 128)[i % 6]
         if run.interpret and (math.prod(shape) > 2**17 or run.tiny and i > 1):
             continue
+        how = codec, signed, seed
         words = codec, "signed" if signed else "unsigned", f"seed={seed}", dtype, f"block={block}"
         yield (
             f"quantize {'x'.join(map(str, shape))} {' '.join(words)}",
-            functools.partial(_quantize, run, implementation, shape, dtype, block, codec, signed, seed),
+            functools.partial(_quantize, run, implementation, shape, dtype, block, *how),
         )
-    for i, (codec, signed) in enumerate(itertools.product(oracles.CODECS, (True, False))):
+    for i, kind in enumerate(itertools.product(oracles.CODECS, (True, False))):
+        codec, signed = kind
         shape, dtype = SHAPES[-1 - i % len(SHAPES)], DTYPES[i % len(DTYPES)]
         if run.interpret and (math.prod(shape) > 2**17 or run.tiny and i > 1):
             continue
         yield (
             f"dequantize {'x'.join(map(str, shape))} {codec} {signed=} {dtype}",
-            functools.partial(_dequantize, run, implementation, shape, dtype, codec, signed),
+            functools.partial(_dequantize, run, implementation, shape, dtype, *kind),
         )
 
 
@@ -116,9 +118,7 @@ def _dequantize(run, implementation, shape, dtype, codec, signed):
             )
         )(codes, absmax)
     else:
-        x = pallas_kernels.dequantize(
-            codes, absmax, implementation=implementation, **options
-        )
+        x = pallas_kernels.dequantize(codes, absmax, implementation=implementation, **options)
     general = pallas_kernels.dequantize(codes, absmax, implementation="xla", **options)
     assert x.dtype == dtype and x.shape == shape
     exact = oracles.decode(np.asarray(codes), np.asarray(absmax), 256, codec, signed)

@@ -15,8 +15,8 @@ from optax_lamblion.cli._output import print_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PACKAGES = (
-    *("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "numpy", "optax", "flax"),
-    *("torch", "triton", "bitsandbytes", "flashoptim-jax"),
+    *("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "numpy", "optax", "flax"),
+    *("jax-triton", "triton", "torch", "bitsandbytes", "flashoptim-jax"),
 )
 
 
