@@ -4,6 +4,7 @@ A leaf that ends within a tile has the kernel of a whole one, and a second one f
 """
 
 import itertools
+import re
 
 import pytest
 
@@ -53,9 +54,10 @@ def test_kernels_do_not_spill(gpu, step):
             continue
         code = compiling.facts(kernel, gpu)
         assert code["spilled_bytes"] == ASIDE.get((name, gpu, step), 0), name
-        assert code["loops"] == code["calls"] == 0, name
-        # What is put aside is not on the way of a tile with nothing to skip.
-        assert not [x for x in code["way"] if "STL" in x or "LDL" in x], name
+        assert code["loops"] == 0, name
+        # A tile with nothing to skip does not come by what is put aside, nor by calls, which are
+        # for divisions of numbers that are not normal.
+        assert not re.search(r"\b(STL|LDL|CALL)\b", " ".join(code["way"])), name
 
 
 @pytest.mark.parametrize("name, dtype, most", [("lion_step", "bf16", 37), ("lion_step", "f32", 36)])
