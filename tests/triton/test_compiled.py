@@ -28,9 +28,11 @@ ALL = [
     for gpu, step in itertools.product(GPUS, STEPS)
 ]
 ASIDE = 16
-"""Bytes that the assembler may store and load, so that one more block of threads has room. Seen of two
-kernels of ragged leaves: `lamb_amsgrad_moments` (float32, "power") on sm_86 and sm_89, and `lion_step`
-(float32, "linear") on sm_90."""
+"""Bytes that the assembler may store and load, so that one more block of threads has room.
+
+Seen of two kernels of ragged leaves: `lamb_amsgrad_moments` (float32, "power") on sm_86 and sm_89,
+and `lion_step` (float32, "linear") on sm_90.
+"""
 
 
 @pytest.fixture(autouse=True)
