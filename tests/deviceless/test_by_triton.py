@@ -5,13 +5,14 @@ import re
 
 import pytest
 
-from tests.deviceless import by_triton, cases, clipped, kernels, meshes, report
+from tests.deviceless import by_triton, cases, clipped, kernels, meshes, report, sharing
 from tests.deviceless.by_triton import name_of
 from tests.deviceless.compiling import bytes_moved, copies, scalar_bytes, triton_kernels
 from tests.deviceless.targets import TARGETS
 from tests.deviceless.test_clipped import KERNELS, NORM, STEP
 from tests.deviceless.test_meshes import shard_bytes
 from tests.deviceless.test_paged import BOUND, elements, params_bytes, state_bytes
+from tests.deviceless.test_throughput import ON_PAGE
 from tests.deviceless.throughput import tables
 from tests.deviceless.throughput.kernels import DTYPES as COUNTED
 from tests.deviceless.throughput.kernels import NAMES as MODELLED
@@ -194,8 +195,10 @@ def test_kernels_need_hardly_more_instructions_than_mosaics(mosaic, name):
         assert count <= BESIDE.get(name, OTHERS) * mosaic[name, dtype].instructions, dtype
 
 
+@ON_PAGE
 def test_the_page_says_what_is_compiled():
     """By 5 %: another version of the compilers makes a little other code. Of one kernel."""
+    sharing.need_compilers()
     rows = report.read(report.PAGE.read_text(encoding="utf-8"), "triton")
     assert rows[:2] == table.HEADER.splitlines()
     assert len(rows) - 2 == len(MODELLED) * len(COUNTED)
