@@ -64,10 +64,12 @@ def kernel(attributes):
 
 def accesses(ir):
     """`(reads, writes)`: the numbers of the arrays that a kernel loads from and stores to."""
-    parameters = _PARAMETER.findall(_FUNCTION.search(ir)[1])
+    head = _FUNCTION.search(ir)
+    body, *_ = ir[head.end() :].split("tt.func")  # others take values, whose names are their own
+    parameters = _PARAMETER.findall(head[1])
     roots = {value: number for number, value in enumerate(parameters)}
     reads, writes = set(), set()
-    for line in ir[_FUNCTION.search(ir).end() :].splitlines():
+    for line in body.splitlines():
         assigned = _ASSIGNED.match(line)
         right = line[assigned.end() :] if assigned else line.strip()
         used = {roots[value] for value in _VALUE.findall(right) if value in roots}

@@ -260,6 +260,8 @@ def test_triton_s_accesses_are_followed_to_the_arrays():
     assert jax_triton_calls.accesses(code) == ((0,), (0, 1))
     with pytest.raises(NotImplementedError, match="atomic_rmw"):
         jax_triton_calls.accesses(code + "%3 = tt.atomic_rmw fadd, relaxed, gpu, %c, %v\n")
+    other = "tt.func private @f(%a: tensor<8xf32>) {\n tt.return %a : tensor<8xf32>\n"
+    assert jax_triton_calls.accesses(code + other) == ((0,), (0, 1))
 
 
 def test_arrays_on_the_host_take_no_device_memory():
