@@ -22,7 +22,6 @@ from tests.triton import compiling, table
 pytestmark = pytest.mark.deviceless
 
 SLOTS = {"lion8bit": 1, "lamb8bit": 2, "adamw8bit": 2}
-SIZES = {"bf16": 2, "f32": 4}
 UPDATES = {"lion8bit": ["lion_signs"], "lamb8bit": ["lamb_moments"], "adamw8bit": ["adam_moments"]}
 SMALL = 2**19
 """Bytes of a temporary that is no leaf: partial sums of norms, 20 for each of LAMB's tiles."""
@@ -42,39 +41,30 @@ def expected(name, form):
     return KERNELS[name] if form == "apply_fused" else UPDATES[name]
 
 
-def arrays(name, dtype, shape):
+def arrays(name, shape):
     """Bytes of parameters and of state."""
     size = math.prod(by_triton.SHAPES[shape])
-    return SIZES[dtype] * size + SLOTS[name] * (size + 4 * -(-size // 256)) + scalar_bytes(name)
+    return 2 * size + SLOTS[name] * (size + 4 * -(-size // 256)) + scalar_bytes(name)
 
 
-@pytest.mark.parametrize("form", by_triton.FORMS)
-@pytest.mark.parametrize("shape", by_triton.SHAPES)
+@pytest.mark.parametrize(("shape", "form"), by_triton.STEPS)
 @by_name
 def test_a_leaf_of_any_size_is_one_kernel_and_with_a_ratio_at_most_two(facts, name, shape, form):
-    found = facts(name, "bf16", shape, form)
+    found = facts(name, shape, form)
     assert triton_kernels(found) == expected(name, form)
-    assert found["alias"] == arrays(name, "bf16", shape)
+    assert found["alias"] == arrays(name, shape)
     assert not copies(found, at_least=SMALL)
     # Updates of Lion are a byte of sign each, until XLA adds them.
     signs = math.prod(by_triton.SHAPES[shape]) if UPDATES[name] == triton_kernels(found) else 0
     assert found["temp"] <= SMALL + signs * ("lion" in name)
 
 
-@by_name
-def test_float32_is_no_different(facts, name):
-    found = facts(name, "f32", "whole", "apply_fused")
-    assert triton_kernels(found) == KERNELS[name]
-    assert found["alias"] == arrays(name, "f32", "whole")
-    assert found["temp"] <= SMALL and not copies(found, at_least=SMALL)
-
-
 @pytest.mark.parametrize("target", TARGETS)
-@by_name
+@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit"])
 def test_every_gpu_has_kernels_of_its_own(facts_for, name, target):
-    result = facts_for(target)[name_of(name, "bf16", "ragged", "apply_fused")]
+    result = facts_for(target)[name_of(name, "ragged", "apply_fused")]
     assert triton_kernels(result["facts"]) == KERNELS[name]
-    assert result["facts"]["alias"] == arrays(name, "bf16", "ragged")
+    assert result["facts"]["alias"] == arrays(name, "ragged")
     # `sass.assembled` refuses code for another GPU.
     assert all(x["sass"]["spilled_bytes"] == 0 for x in result["kernels"].values())
 
@@ -90,14 +80,14 @@ def test_a_step_moves_the_bytes_of_its_arrays(facts, name):
     assert bytes_moved(found) / size - rare == pytest.approx(STEP[name], abs=0.02)
 
 
-@by_name
+@pytest.mark.parametrize("name", by_triton.COUNTED)
 def test_counting_what_is_skipped_takes_no_launch_more_of_a_leaf(facts, name):
     found = facts(name, "counted")
     assert triton_kernels(found) == KERNELS[name]
     assert found["temp"] <= SMALL and not copies(found, at_least=SMALL)
 
 
-@by_name
+@pytest.mark.parametrize("name", by_triton.CLIPPED)
 def test_a_clipped_step_is_a_norm_and_the_kernels(facts, name):
     found = facts(name, "clipped")
     assert sorted(triton_kernels(found)) == sorted(clipped.LEAVES * KERNELS[name])
@@ -160,9 +150,8 @@ def test_kernels_work_on_shards_in_place(facts, name, kind, form):
     assert all("lamb" in name and r.endswith(",2]") for x in rest for r in x["results"])
 
 
-@pytest.mark.parametrize("kind", meshes.KINDS)
-def test_norms_of_layers_share_the_all_reduce(facts, kind):
-    found = facts("lamb8bit", f"8 {kind}", "stacked")
+def test_norms_of_layers_share_the_all_reduce(facts):
+    found = facts("lamb8bit", "8 explicit", "stacked")
     assert found["collectives"] == {"all-reduce": 1}
     assert triton_kernels(found).count("lamb_apply") == len(meshes.IN_KERNELS)
 
@@ -171,7 +160,7 @@ def test_kernels_run_in_a_shard_map_of_the_user(facts):
     found = facts("lion8bit", "shard_map")
     assert triton_kernels(found) == KERNELS["lion8bit"]
     assert found["collectives"] == {} and not copies(found, at_least=SMALL)
-    assert found["alias"] == (arrays("lion8bit", "bf16", "whole") - 8) / meshes.DEVICES + 8
+    assert found["alias"] == (arrays("lion8bit", "whole") - 8) / meshes.DEVICES + 8
 
 
 BESIDE = {"lion_step": 1.0, "lion_signs": 1.0}
