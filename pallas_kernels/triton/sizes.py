@@ -12,7 +12,8 @@ and not measured, on an H200, bfloat16, power codec:
 | `lamb_apply` | 26.6, 1.01 | 23.6, 1.00 | 22.0, 1.00 |
 | `adam_step` | 84.5, 1.22 | 73.4, 1.39 | 67.6, 1.70 |
 
-Dynamic codecs and three slots take more registers: with 8, nothing is spilled on any GPU.
+`python -m tests.triton.modelled` models others, for further GPUs. Dynamic codecs and three slots
+take more registers: with 8, next to nothing is spilled on any GPU.
 """
 
 FEW, SOME, MOST = 8, 16, 32

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pathlib
+import re
 import subprocess
 import tempfile
 
@@ -17,8 +18,35 @@ def facts(ptx, architecture):
         path.write_text(ptx)
         made = path.with_suffix(".cubin")
         log = _run("ptxas", "-v", f"-arch={architecture}", path, "-o", made).stderr
-        code = _run("nvdisasm", "-c", made).stdout
-    return sass.assembled(log, architecture) | sass.disassembled(code)
+        code = _run("nvdisasm", "-c", "-hex", made).stdout
+    return sass.assembled(log, architecture) | sass.disassembled(with_control(code))
+
+
+_ENCODED = re.compile(
+    r"^(\s*/\*[0-9a-f]{4,}\*/\s.*?;)\s*/\* 0x[0-9a-f]{16} \*/\n\s*/\* 0x([0-9a-f]{16}) \*/$",
+    re.MULTILINE,
+)
+
+
+def with_control(code):
+    """Machine code with the assembler's advice before each instruction, as Mosaic writes it.
+
+    `nvdisasm` prints the 128 bits of an instruction. Of the upper 64, from bit 41 on, four are
+    cycles to stall, one is about yielding, three each are the scoreboards of a result and of
+    operands (7: none), and six say for which scoreboards to wait.
+    """
+
+    def line(found):
+        control = int(found[2], 16) >> 41
+        stall, stays, result, operands, waits = (
+            control >> at & (1 << bits) - 1
+            for at, bits in ((0, 4), (4, 1), (5, 3), (8, 3), (11, 6))
+        )
+        waits = "&".join(str(i) for i in range(6) if waits >> i & 1) or "-"
+        boards = ":".join("-" if x == 7 else str(x) for x in (operands, result))
+        return f"{waits}:{boards}:{'-Y'[stays]}:{stall:x} {found[1]}"
+
+    return _ENCODED.sub(line, code)
 
 
 def _run(program, *arguments):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.deviceless import dump, hlo, jax_triton_calls, mosaic, sass
+from tests.deviceless import assembling, dump, hlo, jax_triton_calls, mosaic, sass
 from tests.deviceless.compiling import bytes_moved, copies, mosaic_kernels
 from tests.deviceless.targets import TARGETS
 
@@ -231,6 +231,36 @@ def assembly(lines):
         line if line.startswith(".") else f"/*{16 * i:04x}*/  {line}"
         for i, line in enumerate(lines)
     )
+
+
+ENCODED = """\
+        /*00f0*/    LDG.E.64 R32, desc[UR6][R2.64] ;    /* 0x0000000602207981 */
+                                                        /* 0x000f28000c1e1b00 */
+        /*0100*/    LEA R2, P0, R71.reuse, R4, 0xc ;    /* 0x0000000447027211 */
+                                                        /* 0x042fe200078060ff */
+        /*0110*/    EXIT ;                              /* 0x000000000000794d */
+                                                        /* 0x000fea0003800000 */
+"""
+
+
+def test_what_the_assembler_advises_is_read_off_encoded_instructions():
+    found = sass.disassembled(assembling.with_control(ENCODED))
+    load, lea, end = sass.scheduled(found["way"])
+    assert (load.name, load.waits, load.reading, load.writing, load.stall) == (
+        "LDG",
+        (),
+        None,
+        4,
+        4,
+    )
+    assert (lea.name, lea.waits, lea.reading, lea.writing, lea.stall) == (
+        "LEA",
+        (1,),
+        None,
+        None,
+        1,
+    )
+    assert (end.name, end.stall) == ("EXIT", 5)
 
 
 def test_an_access_that_is_not_understood_is_an_error():

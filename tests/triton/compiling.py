@@ -73,9 +73,13 @@ def facts(kernel: Kernel, capability=90):
     return assembling.facts(compiled(kernel, capability).asm["ptx"], ARCHITECTURES[capability])
 
 
+THREADS = 32 * WARPS
+"""Of a program."""
+
+
 def elements_of_a_thread(kernel: Kernel):
     """How many elements of a tile a thread holds."""
-    return kernel.cut.elements // (32 * WARPS)
+    return kernel.cut.elements // THREADS
 
 
 def instructions(kernel: Kernel, capability=90):

@@ -20,12 +20,15 @@ SHAPES = {"whole": kernels.SHAPE, "ragged": kernels.RAGGED}
 
 
 @functools.cache
-def of_step(rule, dtypes, shape="whole", codec="power", *, emit="params", decay=None):
+def of_step(
+    rule, dtypes, shape="whole", codec="power", *, emit="params", decay=None, per_thread=None
+):
     """The kernels of a step, by name."""
     case = kernels.step(
         rule, *kernels.DTYPES[dtypes], codec=codec, emit=emit, decay=decay, shape=SHAPES[shape]
     )
-    run = functools.partial(on_arrays(triton.step), case.fn.args[0])
+    spec = case.fn.args[0]._replace(per_thread=per_thread)
+    run = functools.partial(on_arrays(triton.step), spec)
     return _by_name(run, *case.args)
 
 
