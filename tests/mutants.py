@@ -27,7 +27,7 @@ class Mutant(NamedTuple):
     tests: str
 
 
-ARITHMETIC, MOSAIC, OURS = "pallas_kernels/arithmetic", "pallas_kernels/mosaic", "optax_lamblion"
+ARITHMETIC, TILED, OURS = "pallas_kernels/arithmetic", "pallas_kernels/tiled", "optax_lamblion"
 KERNELS, OPTIMIZERS = "tests/kernels", "tests/optimizers"
 ORACLE = f"{KERNELS}/test_rules_against_oracle.py"
 XLA = "pallas_kernels/xla/step.py"
@@ -42,7 +42,7 @@ MUTANTS = [
     ),
     Mutant(
         "second moments may become zero, in kernels",
-        f"{MOSAIC}/bodies.py",
+        f"{TILED}/bodies.py",
         "keep_nonzero=slot.second_moment",
         "keep_nonzero=False",
         f"{ORACLE} -k 'lamb8bit-linear-float32 and not xla' -m 'slow or long or not slow'",
@@ -212,21 +212,21 @@ MUTANTS = [
     ),
     Mutant(
         "kernels never ask which elements are usable",
-        f"{MOSAIC}/bodies.py",
+        f"{TILED}/bodies.py",
         "tile.shortcut(total < jnp.inf,",
         "tile.shortcut(total <= jnp.inf,",
         f"{KERNELS}/test_mosaic.py -k 'bad_elements'",
     ),
     Mutant(
         "the largest value of a block is rounded above the top",
-        f"{MOSAIC}/ladders.py",
+        f"{TILED}/ladders.py",
         "_LEAST_U = 2.0**-11",
         "_LEAST_U = 2.0**-24",
         f"{KERNELS}/test_dither.py -k 'wrap_no and kernels and power'",
     ),
     Mutant(
         "a rule without a trust ratio gets one",
-        f"{MOSAIC}/step.py",
+        f"{TILED}/step.py",
         "    if rule.ratio:\n        halfway",
         '    if rule.reads == "new":\n        halfway',
         f"{KERNELS}/test_mosaic.py -k 'adam and not lamb'",

@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.arithmetic.pieces import Piece
-from pallas_kernels.tiled.rows import Rows
+from pallas_kernels.tiled.rows import Rows, vector
 
 _WARPS, _LANES = 4, 32
 
@@ -71,14 +71,11 @@ class Cut(NamedTuple):
 
 def cut(size, block, dtypes, per_thread):
     """Cuts a leaf whose arrays have these dtypes, with so many elements of a tile in a thread."""
-    # A thread reads 16 bytes at once, at most, and of the widest array just these: so neighbouring
-    # threads read whole sectors.
-    vector = 16 // max(2, *(jnp.dtype(d).itemsize for d in dtypes))
     # A thread holds elements of one row if it can: then the fewest threads have to be asked for the
     # maximum of a row, and what is computed once for every row is computed by few.
     lanes = min(max(block // per_thread, 2), _LANES)
     rows = max(per_thread * _WARPS * _LANES // block, _WARPS * _LANES // lanes)
-    return Cut(size, block, rows, lanes, vector)
+    return Cut(size, block, rows, lanes, vector(dtypes))
 
 
 class Tile(Rows):

@@ -40,6 +40,15 @@ def why_not_array(x, block_size, *dtypes, block_sizes):
     return None
 
 
+def vector(dtypes):
+    """How many neighbouring elements a thread reads at once, of arrays of these dtypes.
+
+    16 bytes are the most, and of the widest array just these: so neighbouring threads read whole
+    sectors.
+    """
+    return 16 // max(2, *(jnp.dtype(dtype).itemsize for dtype in dtypes))
+
+
 class Rows:
     """Some rows of a leaf. Values are `(rows, block)`, or `(rows,)` with one for every block."""
 

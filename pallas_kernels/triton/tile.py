@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.tiled.rows import Rows
+from pallas_kernels.tiled.rows import Rows, vector
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -68,12 +68,10 @@ class Cut(NamedTuple):
 
 def cut(size, block, dtypes, per_thread):
     """Cuts a leaf whose arrays have these dtypes, with so many elements of a tile in a thread."""
-    # A thread reads 16 bytes at once, at most, and of the widest array just these.
-    vector = 16 // max(2, *(jnp.dtype(d).itemsize for d in dtypes))
     # A thread holds elements of one row: then few work out what is worked out once for a row. And
     # only rows that the threads of a warp cannot hold are divided between warps.
     lanes = max(min(block // per_thread, _WARP), block // _MOST)
-    return Cut(size, block, _THREADS // lanes, lanes, vector)
+    return Cut(size, block, _THREADS // lanes, lanes, vector(dtypes))
 
 
 class Tile(Rows):
