@@ -23,12 +23,10 @@ from tests.gpu import (
     check_paged,
     check_paged_memory,
     check_step,
-    check_triton,
     comparing,
     peak,
     report,
     report_paged,
-    time_ours,
     time_training,
     timing,
     torch_peers,
@@ -356,8 +354,7 @@ def test_the_paged_peer_is_timed_with_room_and_without(monkeypatch):
 
 def test_triton_s_kernels_are_checked_and_timed_where_they_are(monkeypatch):
     run = Run(quick=False, interpret=False, leaves=2, shape=(1024, 1024))
-    monkeypatch.setattr(check_triton, "why_not", lambda run: None)
-    monkeypatch.setattr(time_ours, "why_not", lambda run: None)
+    monkeypatch.setattr(installed, "why_not", lambda: None)
     for name in ("lion", "lamb", "adam", "lamb_amsgrad"):
         theirs, ours = (
             [what for what, _ in PARTS[f"{by}-{name}"].items(run)] for by in ("triton", "step")

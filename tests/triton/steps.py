@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.triton import quantize as quantization
-from pallas_kernels.triton import step as triton
 from tests.deviceless import kernels
 from tests.steps import on_arrays
 from tests.triton import compiling
+from tests.triton.standing_in import BY_TRITON
 
 RULES = tuple(kernels.RULES)
 CODECS = "power", "dynamic", "linear"
@@ -28,7 +28,7 @@ def of_step(
         rule, *kernels.DTYPES[dtypes], codec=codec, emit=emit, decay=decay, shape=SHAPES[shape]
     )
     spec = case.fn.args[0]._replace(per_thread=per_thread)
-    run = functools.partial(on_arrays(triton.step), spec)
+    run = functools.partial(on_arrays(BY_TRITON.step), spec)
     return _by_name(run, *case.args)
 
 
