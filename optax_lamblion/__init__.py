@@ -35,6 +35,7 @@ from optax_lamblion._optimizers.lion import (
     scale_by_lion,
 )
 from optax_lamblion._state.options import StateOptions
+from optax_lamblion._state.precision import full_precision, share_moved
 from optax_lamblion._state.report import StateReport, state_report
 from optax_lamblion._state.sharding import state_sharding
 from optax_lamblion._state.types import AdamState, ClipByPercentileState, LambState, LionState
@@ -59,6 +60,7 @@ __all__ = [
     "clip_by_percentile",
     "convert_state",
     "from_bitsandbytes",
+    "full_precision",
     "lamb",
     "lamb32bit",
     "lamb8bit",
@@ -78,6 +80,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_lamb",
     "scale_by_lion",
+    "share_moved",
     "state_report",
     "state_sharding",
     "to_bitsandbytes",

@@ -15,7 +15,7 @@ from jax.lax import platform_dependent
 
 from pallas_kernels.arithmetic.shards import is_divided
 from pallas_kernels.devices import devices
-from pallas_kernels.leaf import Halfway, Leaf, Stepped
+from pallas_kernels.leaf import Applied, Halfway, Leaf, Stepped
 from pallas_kernels.mosaic import quantize as mosaic_quantize
 from pallas_kernels.mosaic import step as mosaic_step
 from pallas_kernels.tiled.rows import TILE
@@ -115,7 +115,7 @@ def moments(leaf: Leaf) -> Halfway:
 
 
 @jax.jit
-def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
+def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Applied:
     """What a leaf makes of its new state, which is in its slots, with its trust ratio.
 
     `tiles` are `Halfway.tiles`, or None if nothing is known.

@@ -51,6 +51,9 @@ class Leaf:
     """What of a leaf in pieces has made its step so far: parameters, or updates."""
     start: Any = None
     """The grain at which a piece begins, an int32 scalar; None of a whole leaf."""
+    residual: Any = None
+    """What the parameter lacks, int8 (see `arithmetic.params`), of a piece that of the piece; None
+    where there is none."""
 
     def replace(self, **changes) -> "Leaf":
         """It, with other values in some fields."""
@@ -97,9 +100,13 @@ class Leaf:
         """The dtype of what its step returns."""
         if self.start is not None:
             return self.target.dtype
-        if self.spec.emit == "params":
-            return self.p.dtype
-        return self.g.dtype if self.p is None else promote(self.g.dtype, self.p.dtype)
+        return self.p.dtype if self.spec.emit == "params" else self.update_dtype
+
+    @property
+    def update_dtype(self) -> Any:
+        """The dtype of its updates."""
+        others = None if self.p is None else self.p.dtype, self.spec.update_dtype
+        return promote(self.g.dtype, *(x for x in others if x is not None))
 
 
 class Stepped(NamedTuple):
@@ -111,6 +118,16 @@ class Stepped(NamedTuple):
     slots: tuple[StoredSlot, ...]
     skipped: Any = None
     """How many elements were left alone, a float32 scalar; None if that is not asked for."""
+    residual: Any = None
+    """What the parameters lack, where the leaf has such a residual."""
+
+
+class Applied(NamedTuple):
+    """What a leaf makes of its new state."""
+
+    out: Any
+    residual: Any = None
+    """Both as of `Stepped`."""
 
 
 class Halfway(NamedTuple):

@@ -29,8 +29,8 @@ def on_arrays(step):
     """A step of a leaf as `step(spec, g, p, slots, absmaxes, s, dither)`, which returns `Seen`."""
 
     def run(spec, *arrays):
-        out, slots, skipped = step(leaf_of(spec, *arrays))
-        return Seen(out, *arrays_of(slots), skipped)
+        stepped = step(leaf_of(spec, *arrays))
+        return Seen(stepped.out, *arrays_of(stepped.slots), stepped.skipped)
 
     return run
 

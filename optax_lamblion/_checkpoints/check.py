@@ -173,7 +173,7 @@ class _Look:
             return
         join = _join(prefix)
         self.ask(join("count"), checks.check_count, "count", state.count)
-        for field in ("skipped", "gnorm_history", "nu_max"):
+        for field in ("skipped", "gnorm_history", "nu_max", "residual"):
             if (getattr(like, field, None) is None) != (getattr(state, field, None) is None):
                 kept = "is missing" if getattr(like, field, None) is not None else "is not kept"
                 self.fault(join(field), f"The state's `{field}` {kept} by this optimizer.")
@@ -186,6 +186,9 @@ class _Look:
         if same and self.ask(prefix or "state", _check_structure, state, like):
             self._at_slots(join, state, like)
             self._at_history(join, state, like)
+            rows, tree = jax.tree_util.tree_flatten_with_path(like.residual)
+            for (path, wanted), x in zip(rows, tree.flatten_up_to(state.residual), strict=True):
+                self.at_other(join("residual", path_string(path)), x, wanted)
 
     def _at_slots(self, join, state, like):
         for field in [name for name in SLOTS if getattr(like, name, None) is not None]:

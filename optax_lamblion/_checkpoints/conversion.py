@@ -40,7 +40,9 @@ def convert_state(
 
     Returns:
       A state of `tx`. With `percentile_clipping`, and none in `state`, gradient norms start anew;
-      with `StateOptions(count_skipped=True)`, the count of skipped elements starts at zero.
+      with `StateOptions(count_skipped=True)`, the count of skipped elements starts at zero; and
+      with `StateOptions(param_rounding="compensated")`, so do residuals of parameters. Without, an
+      optimizer leaves them behind, and goes on with parameters as they are in 16 bits.
 
     Raises:
       ValueError: The state is not one of the same kind of optimizer for these parameters: leaves
@@ -114,8 +116,8 @@ def restore_target(
         takes those that the parameters have.
       convert: Whether a state in another layout (bits, block size, codec) is welcome. The target is
         then the layout that was saved, and `convert_state(state, params, tx)` makes the state of
-        `tx` of what is restored. So are gradient norms and a count of skipped elements that are
-        missing.
+        `tx` of what is restored. So are gradient norms, a count of skipped elements and residuals
+        of parameters that are missing, and residuals that `tx` does not keep.
 
     Returns:
       A tree like the state of `tx`, in which every leaf is a `jax.ShapeDtypeStruct` with its
@@ -178,6 +180,15 @@ def _refuse_another(like, source, layout):
             "`StateOptions(count_skipped=True)`. Build this one without, or, so that it counts "
             f"from zero, {_CONVERT}."
         )
+    if (like.residual is None) != (source.residual is None):
+        rounding = '`StateOptions(param_rounding="compensated")`'
+        raise ValueError(
+            f"What was saved has no `residual`: its optimizer had no {rounding}. Build this one "
+            f"without, or, so that residuals begin at zero, {_CONVERT}."
+            if source.residual is None
+            else f"What was saved has a `residual`. Build the optimizer with {rounding}, or, to "
+            f"leave behind what parameters have beyond their 16 bits, {_CONVERT}."
+        )
 
 
 _CONVERT = (
@@ -211,6 +222,14 @@ def _form(like, source, layout):
         fields["gnorm_history"] = like.gnorm_history
     if source.skipped is not None:
         fields["skipped"] = _as_saved(source.skipped, like.skipped)
+    if source.residual is not None:
+        rows, treedef = jax.tree_util.tree_flatten_with_path(like.mu)
+        saved = [source.residual[path_string(path)] for path, _ in rows]
+        # What stands for the residual of a parameter that has none is always on the device.
+        fields["residual"] = treedef.unflatten(
+            _as_saved(x, mu if x.shape == mu.shape else like.count)
+            for x, (_, mu) in zip(saved, rows, strict=True)
+        )
     if layout is not None:
         fields["layout"] = {layout.entry: like.count}
     return type(like)(**fields)

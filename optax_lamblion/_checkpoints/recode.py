@@ -41,12 +41,14 @@ class Source(NamedTuple):
     - `slots`: the slots by name and leaf.
     - `history`: the gradient norms by leaf.
     - `skipped`: the elements that were left alone.
+    - `residual`: what parameters of 16 bits lack, by leaf.
     """
 
     count: Any
     slots: dict[str, dict[str, Stored]]
     history: dict[str, Any] | None = None
     skipped: Any = None
+    residual: dict[str, Any] | None = None
 
 
 def is_ours(node) -> bool:
@@ -84,6 +86,11 @@ def fill(like, source, layout):
     if like.skipped is not None:
         skipped = 0 if source.skipped is None else source.skipped
         fields["skipped"] = put(jnp.asarray(skipped, jnp.int32), like.skipped)
+    if like.residual is not None:
+        known = source.residual or {}
+        fields["residual"] = jax.tree_util.tree_map_with_path(
+            lambda path, x: put(residual_of(path_string(path), known, x), x), like.residual
+        )
     if like.layout is not None:
         number = layout_of(like.layout).number
         fields["layout"] = jax.tree.map(
@@ -194,6 +201,22 @@ def _values(stored, name, dtype):
         signed=SLOTS[name].signed,
         dtype=dtype,
     )
+
+
+def residual_of(leaf, known, like):
+    """The residual of a parameter in the form of `like`: zeros where nothing was saved.
+
+    A parameter of another dtype has one zero in its place, and none of it goes over.
+    """
+    x = known.get(leaf)
+    if x is None:
+        return jnp.zeros(like.shape, like.dtype)
+    if x.dtype != jnp.int8:
+        raise ValueError(
+            f"State leaf residual[{leaf!r}] has dtype {x.dtype}; it should be int8. If it was "
+            "cast, cast it back, or leave the residuals out of the state to go on without them."
+        )
+    return x if x.shape == like.shape else jnp.zeros(like.shape, like.dtype)
 
 
 def _history(leaf, known, like):

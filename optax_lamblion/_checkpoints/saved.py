@@ -97,21 +97,29 @@ class Saved:
         skipped = None
         if like.skipped is not None and self._has(_join(prefix, "skipped")):
             skipped = self._count(_join(prefix, "skipped"))
-        return Source(count, slots, history, skipped), layout
+        residual = self._residual(prefix, [leaf for leaf, _ in rows if leaf not in begun])
+        return Source(count, slots, history, skipped, residual), layout
+
+    def _residual(self, prefix, leaves):
+        """What parameters lack by leaf, if that was saved."""
+        names = {leaf: _join(prefix, "residual", leaf) for leaf in leaves}
+        if not any(_unboxed(name) in self._left for name in names.values()):
+            return None
+        return {leaf: self._pop(name) for leaf, name in names.items()}
 
     def _begin(self, prefix, names, rows):
         """A fresh slot for every leaf that was not saved with that shape, if that will do."""
         if not self._fresh:
             return {}
         self._slots |= {_join(prefix, x) + "/" for slot in SLOTS for x in (slot, f"{slot}_absmax")}
-        self._slots.add(_join(prefix, "gnorm_history") + "/")
+        self._slots |= {_join(prefix, x) + "/" for x in ("gnorm_history", "residual")}
         begun = {}
         for leaf, x in rows:
             saved = [self._left.get(_unboxed(_join(prefix, name, leaf))) for name in names]
             if any(y is None or tuple(y.shape) != tuple(x.shape) for y in saved):
                 begun[leaf] = Stored(np.zeros(x.shape, np.float32))
                 for slot in list(SLOTS):
-                    for field in (slot, f"{slot}_absmax", "gnorm_history"):
+                    for field in (slot, f"{slot}_absmax", "gnorm_history", "residual"):
                         self._left.pop(_unboxed(_join(prefix, field, leaf)), None)
         if rows and len(begun) == len(rows):
             raise ValueError(

@@ -18,6 +18,7 @@ from optax_lamblion._optimizers import clipping
 from optax_lamblion._state.layout import Layout
 from optax_lamblion._state.options import DEFAULT_OPTIONS, StateOptions, check_min_8bit_size
 from pallas_kernels.arithmetic.codecs import Codec, get_codec
+from pallas_kernels.arithmetic.params import is_16bit
 from pallas_kernels.arithmetic.rules import Rule
 
 
@@ -114,7 +115,16 @@ class Settings:
     def fields(self) -> tuple[str, ...]:
         """Those of a state that have a leaf for every parameter."""
         slots = [f"{slot.name}{suffix}" for slot in self.rule.slots for suffix in ("", "_absmax")]
-        return (*slots, "gnorm_history")
+        return (*slots, "gnorm_history", "residual")
+
+    @property
+    def keeps_residuals(self) -> bool:
+        """Whether state holds what parameters of 16 bits lack."""
+        return self.chosen.param_rounding == "compensated"
+
+    def has_residual(self, dtype) -> bool:
+        """Whether parameters of this dtype have a residual."""
+        return self.keeps_residuals and is_16bit(dtype)
 
     def codes(self, shape, keeps_32bit) -> bool:
         """Whether a leaf of this shape is stored in 8 bits."""
@@ -251,6 +261,12 @@ def _check_options(c):
             "For example `options=StateOptions(block_size=128)`."
         )
     check_kernels_exist(c.chosen.implementation, c.bits, c.block_size)
+    if c.learning_rate is None and c.chosen.param_rounding != "nearest":
+        raise ValueError(
+            f'`param_rounding="{c.chosen.param_rounding}"` is for an optimizer that writes '
+            f"parameters, and `scale_by_{c.family}` returns a direction. Use `{c.resident_name}` "
+            "with a learning rate, and `apply_fused`."
+        )
     if not c.block_wise and c.options is not None and c.options.block_size != 256:
         raise ValueError(
             "`block_wise=False` means one block per tensor, but `options` has "

@@ -26,6 +26,7 @@ from optax_lamblion._state.names import chosen, path_string
 from optax_lamblion._state.types import HISTORY
 from optax_lamblion._steps.steps import step_leaves
 from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.arithmetic.params import is_16bit
 from pallas_kernels.arithmetic.rules import Scalars
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.leaf import Leaf, StoredSlot
@@ -102,6 +103,8 @@ class _Row(NamedTuple):
     state: dict[str, Any]
     """The leaves of `Settings.fields`, by name; None for a None in place of a parameter."""
     slots: tuple[StoredSlot, ...] = ()
+    residual: Any = None
+    """What the parameter lacks of its value; None if it has no residual."""
     grad_scale: Any = None
     """What the gradient is to be multiplied by, a scalar or one for every layer; None for 1."""
     squared: Any = None
@@ -113,8 +116,8 @@ class _Row(NamedTuple):
 
     @property
     def arrays(self):
-        """Its gradient, parameter and moments."""
-        return self.g, self.p, *(slot.values for slot in self.slots)
+        """Its gradient, parameter, moments and residual."""
+        return self.g, self.p, *(slot.values for slot in self.slots), self.residual
 
 
 def _rows(c, updates, state, params):
@@ -168,7 +171,13 @@ def _with_slots(c, row):
     """A row with its slots. Raises unless they fit the gradient, and that the parameter."""
     if row.g is not None:
         checks.check_gradient(row.name, row.g, row.p)
-    return row._replace(slots=tuple(_slot(c, row, slot.name) for slot in c.rule.slots))
+    residual = None
+    if c.keeps_residuals and row.p is not None and row.state["residual"] is not None:
+        has_residual = c.has_residual(row.p.dtype)
+        checks.check_residual(row.name, row.state["residual"], row.p, has_residual)
+        residual = row.state["residual"] if has_residual else None
+    slots = tuple(_slot(c, row, slot.name) for slot in c.rule.slots)
+    return row._replace(slots=slots, residual=residual)
 
 
 def _slot(c, row, field):
@@ -221,12 +230,13 @@ def _leaves(c, rows, step):
     scalars = _scalars(c, step)
     digits = even_digits(c.rule, scalars)
     decay = "decoupled" if c.adam_w_mode else "coupled"
+    number = step.number.astype(jnp.uint32)
 
     def leaf(row):
         s = scalars._replace(grad_scale=row.grad_scale)
         if not isinstance(row.decays, bool):  # a traced mask
             s = s._replace(weight_decay=jnp.where(row.decays, s.weight_decay, 0))
-        dither = Dither(step.number.astype(jnp.uint32), jnp.uint32(zlib.crc32(row.name.encode())))
+        dither = Dither(number, jnp.uint32(zlib.crc32(row.name.encode())))
         spec = Spec(
             c.rule,
             c.codecs,
@@ -236,10 +246,30 @@ def _leaves(c, rows, step):
             c.chosen.implementation,
             stacked=row.stacked,
             count_skipped=c.chosen.count_skipped,
+            param_rounding=_rounding(c, row, step),
+            update_dtype=c.chosen.update_dtype,
         )
-        return Leaf(row.g, row.p, row.slots, s, dither.scrambled(digits), spec)
+        return Leaf(
+            row.g, row.p, row.slots, s, dither.scrambled(digits), spec, residual=row.residual
+        )
 
     return {i: leaf(row) for i, row in enumerate(rows) if row.g is not None}
+
+
+def _rounding(c, row, step):
+    """How a parameter is rounded. Raises `ValueError` where that is not for the optimizer to do."""
+    rounding, like = c.chosen.param_rounding, row.g if row.p is None else row.p
+    if rounding == "nearest" or not is_16bit(like.dtype):
+        return "nearest"
+    if step.emit != "params":
+        raise ValueError(
+            f'`param_rounding="{rounding}"` is for an optimizer that writes parameters itself, and '
+            f"`update` returns what is to be added to them (parameter {row.name!r}, "
+            f"{like.dtype}). Step with `apply_fused(tx, params, grads, state)`. Under "
+            "`optax.MultiSteps` and other wrappers that choose between steps it has updates added, "
+            "too: accumulate gradients outside of the optimizer."
+        )
+    return rounding
 
 
 def _scalars(c, step):
@@ -271,7 +301,9 @@ def _scalars(c, step):
 def _paged(c, rows, leaves):
     """The numbers of the leaves whose state is paged."""
     there = [i for i, row in enumerate(rows) if row.slots[0].values is not None]
-    extents = [extent_of(c.rule, rows[i].slots, c.block_size) for i in there]
+    extents = [
+        extent_of(c.rule, rows[i].slots, c.block_size, residual=rows[i].residual) for i in there
+    ]
     flags = which_are_paged(extents, c.chosen)
     return leaves.keys() & {i for i, paged in zip(there, flags, strict=True) if paged}
 
@@ -286,6 +318,8 @@ def _next_state(c, state, step, tree, rows, stepped):
             new[i][slot.name] = stored.values
             if stored.coded:  # what is not keeps what stands for its scales
                 new[i][f"{slot.name}_absmax"] = stored.absmax
+        if x.residual is not None:
+            new[i]["residual"] = x.residual
     fields: dict[str, Any] = {
         field: tree.unflatten([x[field] for x in new])
         for field in c.fields

@@ -41,11 +41,11 @@ class Extent(NamedTuple):
         return [(begin, min(begin + length, grains)) for begin in range(0, grains, length)]
 
 
-def extent_of(rule, slots, block_size, *, stacked=False):
+def extent_of(rule, slots, block_size, *, residual=None, stacked=False):
     """The `Extent` of a leaf, from its `StoredSlot`s, of arrays or of their forms."""
     size, coded = math.prod(slots[0].values.shape), slots[0].coded
-    arrays = [x for slot in slots for x in (slot.values, slot.absmax) if x is not None]
-    nbytes = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays)
+    arrays = [residual, *(x for slot in slots for x in (slot.values, slot.absmax))]
+    nbytes = sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in arrays if x is not None)
     cannot = (coded and block_size is None) or (size % (block_size or 256) and size >= 2**31)
     can = can_be_cut(size, slots[0].values.shape[0] if stacked else None) and not cannot
     room = nbytes if coded else 2 * nbytes

@@ -85,6 +85,17 @@ def check_state(c, state):
     if counts:
         check_count("skipped", state.skipped)
 
+    if c.keeps_residuals != (state.residual is not None):
+        raise ValueError(
+            'The state has no `residual`: it was made without `param_rounding="compensated"`. Let '
+            "it begin at zero with `convert_state(state, params, tx)`, or make a new one with "
+            "`tx.init(params)`."
+            if c.keeps_residuals
+            else "The state has a `residual`, which this optimizer does not keep. Build it with "
+            '`options=StateOptions(param_rounding="compensated")`, or leave behind what parameters '
+            "have beyond their 16 bits with `convert_state(state, params, tx)`."
+        )
+
 
 def check_count(name, x):
     """Raises `ValueError` unless it is a count: one whole number that is not known as negative."""
@@ -194,6 +205,26 @@ _WERE_CODES = (
     "codes that were cast, which mean nothing as numbers. Cast them back to uint8, or make a new "
     "state with `tx.init(params)`."
 )
+
+
+def check_residual(leaf, x, p, has_residual):
+    """Raises `ValueError` unless an array can be the residual of a parameter, or stand for none.
+
+    Args:
+      leaf: What the parameter is called.
+      x: The array.
+      p: The parameter.
+      has_residual: Whether it is one that has a residual.
+    """
+    if not hasattr(x, "dtype"):
+        raise ValueError(f"State leaf residual[{leaf!r}] is {x!r}, and no array. {_CONVERT}.")
+    shape = tuple(p.shape) if has_residual else (1,) * len(p.shape)
+    if tuple(x.shape) != shape or x.dtype != jnp.int8:
+        raise ValueError(
+            f"State leaf residual[{leaf!r}] has shape {tuple(x.shape)} and dtype {x.dtype}; for a "
+            f"parameter of dtype {p.dtype} and shape {tuple(p.shape)} this optimizer needs {shape} "
+            f"and int8. {_CONVERT}."
+        )
 
 
 def shapes_tell(values, absmax):

@@ -43,7 +43,10 @@ def init_state(c, params):
     forms = [_forms(c, p, k) for p, k in zip(leaves, keep, strict=True)]
     on_host = [False] * len(leaves)
     if c.paged:
-        extents = [extent_of(c.rule, form, c.block_size) for form in forms]
+        extents = [
+            extent_of(c.rule, form, c.block_size, residual=_residual_form(c, p))
+            for p, form in zip(leaves, forms, strict=True)
+        ]
         on_host = which_are_paged(extents, c.chosen)
     everywhere = _Everywhere.of(leaves)
     fields: dict[str, Any] = {"count": everywhere.zeros((), jnp.int32)}
@@ -65,6 +68,9 @@ def init_state(c, params):
         )
     if c.chosen.count_skipped:
         fields["skipped"] = everywhere.zeros((), jnp.int32)
+    if c.keeps_residuals:
+        pairs = zip(leaves, on_host, strict=True)
+        fields["residual"] = tree.unflatten(_fresh_residual(c, filler, *pair) for pair in pairs)
     if c.layout is not None:
         fields["layout"] = {c.layout.entry: everywhere.full((), c.layout.number, jnp.int32)}
     state = c.state_type(**fields)
@@ -90,18 +96,9 @@ def _fresh_values(filler, p, slot, on_host):
 
 
 def _fresh_scales(c, filler, p, slot, on_host):
-    sharding = mesh_sharding(p)
     if not slot.coded:
-        # One zero where there are no blocks: a tree needs its leaves to stay shaped like the
-        # parameters, and Orbax refuses arrays of size zero. It is on every device, and not worth
-        # moving.
-        shape = (1,) * len(p.shape)
-        if shape == p.shape:
-            return jnp.zeros_like(p, dtype=jnp.float32)
-        if sharding is None:
-            return jnp.zeros(shape, jnp.float32)
-        return zeros(NamedSharding(sharding.mesh, PartitionSpec()), shape, jnp.float32)
-    shape = slot.absmax.shape
+        return _stand_in(p, jnp.float32)
+    sharding, shape = mesh_sharding(p), slot.absmax.shape
     if sharding is not None and shape != p.shape:
         sharding = scales_sharding(sharding, p.shape, shape, c.block_size)
     if on_host:
@@ -111,6 +108,34 @@ def _fresh_scales(c, filler, p, slot, on_host):
     return (
         jnp.zeros(shape, jnp.float32) if sharding is None else zeros(sharding, shape, jnp.float32)
     )
+
+
+def _fresh_residual(c, filler, p, on_host):
+    form = _residual_form(c, p)
+    if form is None:
+        return _stand_in(p, jnp.int8)
+    if on_host:
+        return filler.zeros(p, *form, mesh_sharding(p))
+    return jnp.zeros_like(p, dtype=form.dtype)
+
+
+def _residual_form(c, p):
+    """The `Form` of a parameter's residual, or None if it has none."""
+    return Form(p.shape, jnp.int8) if c.has_residual(p.dtype) else None
+
+
+def _stand_in(p, dtype):
+    """One zero in place of what a leaf does not have.
+
+    A tree needs its leaves to stay shaped like the parameters, and Orbax refuses arrays of size
+    zero. It is on every device, and not worth moving.
+    """
+    shape, sharding = (1,) * len(p.shape), mesh_sharding(p)
+    if shape == p.shape:
+        return jnp.zeros_like(p, dtype=dtype)
+    if sharding is None:
+        return jnp.zeros(shape, dtype)
+    return zeros(NamedSharding(sharding.mesh, PartitionSpec()), shape, dtype)
 
 
 class _Everywhere(NamedTuple):

@@ -5,10 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optax_lamblion._state.names import chosen, path_string
 from pallas_kernels.arithmetic.blocks import check_block_size
 from pallas_kernels.arithmetic.codecs import get_codec
+from pallas_kernels.arithmetic.params import ROUNDINGS
 from pallas_kernels.dispatch import check_implementation
 
 type Mask = Any | Callable[[Any], Any] | None
@@ -51,6 +54,17 @@ class StateOptions:
         gradient was not finite: its `skipped` is then an int32 scalar, the number of them in all
         steps so far (2**31 - 1 if there are more). It is exact up to 2**24 for a leaf and step. On
         a mesh it takes an all-reduce of one number for every leaf.
+      param_rounding: How parameters in bfloat16 and float16 are written, which loses a step that is
+        smaller than half the distance to the next number. `"nearest"` loses it. `"stochastic"`
+        rounds up or down at random, without bias: from the step, the leaf and the element, so a run
+        can be repeated, and is the same on any mesh. `"compensated"` keeps what is missing in a
+        byte of state per parameter (`full_precision` puts both together), so that a parameter has
+        about 24 bits. Both need `apply_fused`, where the optimizer writes parameters itself.
+        Parameters in other dtypes are not concerned.
+      update_dtype: None returns updates of `update` in the dtype that gradients and parameters
+        promote to. `jnp.float32` returns them unrounded also where these have 16 bits, so that
+        `optax.apply_updates` rounds once, or they can be added to a copy in float32. Of no effect
+        under `apply_fused`, which adds before it rounds.
       page_min_size: A paged optimizer pages the state of leaves with at least so many elements; the
         others stay on the device.
       page_bytes: Room on the device for a page, what a paged optimizer moves at a time; at least
@@ -80,6 +94,8 @@ class StateOptions:
     stacked: Callable[[str], bool] | Any | None = None
     norm_axes: tuple[str, ...] | None = None
     count_skipped: bool = False
+    param_rounding: str = "nearest"
+    update_dtype: DTypeLike | None = None
     page_min_size: int = 100_000
     page_bytes: int = 2**25
     pages_in_flight: int = 2
@@ -99,6 +115,8 @@ class StateOptions:
         _check_norm_axes(self.norm_axes)
         if not isinstance(self.count_skipped, bool):
             raise TypeError(f"`count_skipped` must be True or False, got {self.count_skipped!r}.")
+        _check_param_rounding(self.param_rounding)
+        _check_update_dtype(self.update_dtype)
         _check_at_least("page_min_size", self.page_min_size, 0)
         _check_at_least("page_bytes", self.page_bytes, 2**20)
         _check_at_least("pages_in_flight", self.pages_in_flight, 1)
@@ -139,6 +157,26 @@ def _check_norm_axes(axes):
         raise TypeError(
             f"`norm_axes` must be a tuple of names of mesh axes, or None, got {axes!r}. "
             'For one axis pass `norm_axes=("data",)`.'
+        )
+
+
+def _check_param_rounding(rounding):
+    if rounding not in ROUNDINGS:
+        known = ", ".join(f'"{name}"' for name in ROUNDINGS)
+        raise ValueError(f"`param_rounding` must be one of {known}, got {rounding!r}.")
+
+
+def _check_update_dtype(dtype):
+    if dtype is None:
+        return
+    try:
+        is_float32 = jnp.dtype(dtype) == jnp.float32
+    except TypeError:
+        is_float32 = False
+    if not is_float32:
+        raise ValueError(
+            f"`update_dtype` must be float32, or None for the dtype that gradients and parameters "
+            f"promote to, got {dtype!r}."
         )
 
 

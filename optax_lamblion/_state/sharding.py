@@ -84,6 +84,14 @@ def shardings_of(state, params, shardings=None, over=()):
             field = getattr(node, name)
             if name in ("count", "gnorm_history", "layout", "skipped") or field is None:
                 return jax.tree.map(lambda _: everywhere, field)
+            if name == "residual":
+                rows, treedef = jax.tree.flatten(field)
+                like = treedef.flatten_up_to(of_field("mu"))
+                moments = treedef.flatten_up_to(node.mu)
+                return treedef.unflatten(
+                    sharding if x.shape == mu.shape else everywhere
+                    for x, mu, sharding in zip(rows, moments, like, strict=True)
+                )
             slot, is_scales = name.removesuffix("_absmax"), name.endswith("_absmax")
             scales = getattr(node, f"{slot}_absmax")
             rows, treedef = jax.tree_util.tree_flatten_with_path(getattr(node, slot))

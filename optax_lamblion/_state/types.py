@@ -20,6 +20,9 @@ class LionState(NamedTuple):
       block size, format); the entry itself is an int32 zero. None in 32 bits.
     - `skipped`: int32 scalar, the elements that were left alone in all steps because their gradient
       was not finite; None without `StateOptions(count_skipped=True)`.
+    - `residual`: what parameters of 16 bits lack of their value, int8 in the parameter's shape; for
+      a leaf of other parameters one unused zero. None without
+      `StateOptions(param_rounding="compensated")`. See `full_precision`.
 
     Zeros are a fresh state, for the whole of it or a part: `mu=jnp.where(part, 0, state.mu)` makes
     that part begin anew.
@@ -31,6 +34,7 @@ class LionState(NamedTuple):
     gnorm_history: Any = None
     layout: Any = None
     skipped: Any = None
+    residual: Any = None
 
 
 class LambState(NamedTuple):
@@ -50,6 +54,7 @@ class LambState(NamedTuple):
     gnorm_history: Any = None
     layout: Any = None
     skipped: Any = None
+    residual: Any = None
 
 
 class AdamState(NamedTuple):
@@ -65,6 +70,7 @@ class AdamState(NamedTuple):
     gnorm_history: Any = None
     layout: Any = None
     skipped: Any = None
+    residual: Any = None
 
 
 STATES = LionState, LambState, AdamState

@@ -68,8 +68,10 @@ def make(leaves: dict[int, Leaf]) -> list[Batch]:
         return []
     alike: dict[Any, Any] = {}
     for number, leaf in leaves.items():
-        # Of floating point nothing is rounded, so its dither sets no leaf apart.
-        arrays, tree = jax.tree.flatten(leaf.replace(dither=None))
+        if leaf.spec.param_rounding == "nearest":
+            # Of floating point nothing is rounded then, so its dither sets no leaf apart.
+            leaf = leaf.replace(dither=None)
+        arrays, tree = jax.tree.flatten(leaf)
         kind = tree, tuple(map(jax.typeof, arrays))
         alike.setdefault(kind, []).append((number, arrays))
     in_order = [(kind, member) for kind, members in alike.items() for member in members]

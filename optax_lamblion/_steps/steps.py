@@ -35,13 +35,13 @@ def step_leaves(resident, paged, names, options):
     if not keys:
         return {}
     # What lies in host memory, as after a restore from a paged optimizer, moves to the device.
-    leaves = [leaf.replace(slots=_to_device(leaf.slots)) for leaf in resident.values()]
+    leaves = [_moved(leaf, _to_device) for leaf in resident.values()]
     streamed = [paged[key] for key in reversed(paged)]
     whole = tuple(not all(_is_on_host(slot.values) for slot in leaf.slots) for leaf in streamed)
     if streamed:
         # The state may be in host memory with a type that does not say so, as after a restore, or
         # still on the device. For XLA it is then no transfer, or the one that is needed.
-        streamed = [leaf.replace(slots=jax.device_put(leaf.slots, HOST)) for leaf in streamed]
+        streamed = [_moved(leaf, lambda state: jax.device_put(state, HOST)) for leaf in streamed]
         streamed[0] = streamed[0].replace(slots=donation.repair(streamed[0].slots))
     leaves += streamed
     program = _Step(
@@ -143,7 +143,7 @@ class _Step(NamedTuple):
         """Results, divided as parameter (or gradient) and state are."""
 
         def restore(leaf, stepped):
-            like = Stepped(leaf.g if leaf.p is None else leaf.p, leaf.slots)
+            like = Stepped(leaf.g if leaf.p is None else leaf.p, leaf.slots, residual=leaf.residual)
             return jax.tree.map(
                 lambda x, like: ways_in.reshard(x, mesh, jax.typeof(like).sharding.spec),
                 stepped,
@@ -171,18 +171,27 @@ def _like(leaf, of_leaf: Any, of_scales, of_layers, of_number):
         slots=slots,
         scalars=jax.tree.map(lambda x: of_layers if jnp.ndim(x) else of_number, leaf.scalars),
         dither=jax.tree.map(lambda _: of_number, leaf.dither),
+        residual=None if leaf.residual is None else of_leaf,
     )
-    return given, Stepped(of_leaf, slots, of_number if leaf.spec.count_skipped else None)
+    skipped = of_number if leaf.spec.count_skipped else None
+    return given, Stepped(of_leaf, slots, skipped, given.residual)
 
 
 def _extent(leaf, whole):
     spec = leaf.spec
-    extent = pages.extent_of(spec.rule, leaf.slots, spec.block_size, stacked=spec.stacked)
+    extent = pages.extent_of(
+        spec.rule, leaf.slots, spec.block_size, residual=leaf.residual, stacked=spec.stacked
+    )
     return extent._replace(can_be_cut=False) if whole or is_divided(leaf.g) else extent
 
 
 def _is_on_host(x):
     return jax.typeof(x).memory_space == HOST
+
+
+def _moved(leaf, move):
+    slots, residual = move((leaf.slots, leaf.residual))
+    return leaf.replace(slots=slots, residual=residual)
 
 
 def _to_device(state):

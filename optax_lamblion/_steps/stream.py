@@ -17,10 +17,17 @@ from optax_lamblion._paging.memory import DEVICE, HOST, move
 from optax_lamblion._steps import together
 from pallas_kernels import dispatch
 from pallas_kernels.arithmetic.blocks import as_rows
-from pallas_kernels.arithmetic.dtypes import promote
 from pallas_kernels.arithmetic.pieces import GRAIN
 from pallas_kernels.arithmetic.step import ratio, sum_of_grains
 from pallas_kernels.leaf import Leaf, Stepped, StoredSlot
+
+
+class Sleeping(NamedTuple):
+    """The state of a leaf, which is in host memory between two steps."""
+
+    slots: tuple[StoredSlot, ...]
+    residual: Any = None
+    """As of `Leaf`."""
 
 
 class Plan(NamedTuple):
@@ -59,7 +66,7 @@ def run(plan: Plan, region, leaves):
         sources = [stream.read(part) for stream, part in zip(here, page, strict=True)]
         fetched = move(sources, DEVICE, region.late)
         if page[0].phase == "whole":
-            given = [stream.leaf(slots) for stream, slots in zip(here, fetched, strict=True)]
+            given = [stream.leaf(state) for stream, state in zip(here, fetched, strict=True)]
             results = together.step(given, region, [part.leaf for part in page])
             done = [x.take(result) for x, result in zip(here, results, strict=True)]
         else:
@@ -98,30 +105,31 @@ class _Whole:
 
     def __init__(self, leaf: Leaf, late):
         self._leaf, self._late = leaf, late
-        self.state, self.grad = leaf.slots, None
+        self.state, self.grad = Sleeping(leaf.slots, leaf.residual), None
         self.target: Any = None
         self._skipped: Any = None
 
     def read(self, part):
-        """Its slots, on the host."""
+        """Its state, on the host."""
         return self.state
 
-    def leaf(self, slots):
-        """It, with slots on the device."""
-        return self._leaf.replace(slots=slots)
+    def leaf(self, state):
+        """It, with its state on the device."""
+        return self._leaf.replace(slots=state.slots, residual=state.residual)
 
     def take(self, stepped):
         """Takes what its step has made. Returns what is there when it is done."""
         spec, self.target, self._skipped = self._leaf.spec, stepped.out, stepped.skipped
-        self.state = move(stepped.slots, HOST, self._late)
+        new = Sleeping(stepped.slots, stepped.residual)
+        self.state = move(new, HOST, self._late)
         # Nothing waits for the updates of a step of signs: only their signs, a byte each, are kept
         # until XLA makes updates of them.
         left = [] if spec.rule.form == "sign" and spec.emit == "updates" else [self]
-        return [*left, *jax.tree.leaves(stepped.slots)]
+        return [*left, *jax.tree.leaves(new)]
 
     def result(self):
         """`Stepped`."""
-        return Stepped(self.target, self.state, self._skipped)
+        return Stepped(self.target, self.state.slots, self._skipped, self.state.residual)
 
 
 class _InPieces:
@@ -136,12 +144,13 @@ class _InPieces:
             absmax = None if slot.absmax is None else slot.absmax.reshape(-1)
             return StoredSlot(as_rows(slot.values, block), absmax)
 
-        self.state = tuple(map(rows, leaf.slots))
+        residual = None if leaf.residual is None else as_rows(leaf.residual, block)
+        self.state = Sleeping(tuple(map(rows, leaf.slots)), residual)
         self._sums: list[Any] = []
         self._skipped: list[Any] = []
         self._ratio: Any = None
         g, p, to_params = leaf.g, leaf.p, leaf.spec.emit == "params"
-        out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
+        out_dtype = leaf.update_dtype
         # What is written piece by piece: the parameter, or updates over a gradient of their dtype.
         over_gradient = not to_params and out_dtype == g.dtype
         self.grad = None if over_gradient else g
@@ -149,16 +158,20 @@ class _InPieces:
         self.target = p if to_params else g if over_gradient else lax.empty(g.shape, out_dtype)
 
     def read(self, part):
-        """Slots of a part, on the host."""
-        return jax.tree.map(lambda x: lax.slice_in_dim(x, *self._range(part, x)), self.state)
+        """The state of a part, as far as it is needed, on the host."""
+        state = self.state
+        if part.phase == "moments" and self._leaf.spec.decay != "coupled":
+            state = state._replace(residual=None)
+        return jax.tree.map(lambda x: lax.slice_in_dim(x, *self._range(part, x)), state)
 
-    def step(self, part, slots):
-        """Steps a part, from slots on the device. Returns what is there then."""
+    def step(self, part, state):
+        """Steps a part, from its state on the device. Returns what is there then."""
         # What is being written is passed on as that alone.
         leaf = self._leaf.replace(
             g=self.target if self.grad is None else self.grad,
             p=self._p,
-            slots=slots,
+            slots=state.slots,
+            residual=state.residual,
             target=self.target,
             start=jnp.int32(part.begin),
         )
@@ -167,23 +180,34 @@ class _InPieces:
                 layers = self._leaf.g.shape[0] if self._leaf.spec.stacked else None
                 sums = sum_of_grains(jnp.concatenate(self._sums), layers)
                 self._ratio = ratio(self._region.total([0], [sums])[0], leaf.scalars)
-            self.target = dispatch.apply(leaf, self._ratio)
-            return [self]
+            self.target, residual = dispatch.apply(leaf, self._ratio)
+            if residual is not None:
+                self._store(part, Sleeping(jax.tree.map(lambda _: None, leaf.slots), residual))
+            return [self, *jax.tree.leaves(residual)]
+        residual = None
         if part.phase == "moments":
             stepped = dispatch.moments(leaf)
             self._sums.append(stepped.sums)
         else:
             stepped = dispatch.step(leaf)
-            self.target = stepped.out
+            self.target, residual = stepped.out, stepped.residual
         self._skipped.append(stepped.skipped)
-        self.state = jax.tree.map(
-            lambda x, piece: lax.dynamic_update_slice_in_dim(
+        new = Sleeping(stepped.slots, residual)
+        self._store(part, new)
+        return [self, *self._sums[-1:], *jax.tree.leaves(new)]
+
+    def _store(self, part, new):
+        """Writes what is new of the state of a part to the host."""
+
+        def stored(x, piece):
+            if piece is None:
+                return x
+            return lax.dynamic_update_slice_in_dim(
                 x, piece.reshape(-1, *x.shape[1:]), self._range(part, x)[0], 0
-            ),
-            self.state,
-            move(stepped.slots, HOST, self._region.late),
-        )
-        return [self, *self._sums[-1:], *jax.tree.leaves(stepped.slots)]
+            )
+
+        moved = move(new, HOST, self._region.late)
+        self.state = jax.tree.map(stored, self.state, moved, is_leaf=lambda x: x is None)
 
     def _range(self, part, x):
         """Begin and end of a part in a view of slots or scales."""
@@ -199,5 +223,6 @@ class _InPieces:
         if leaf.spec.emit == "updates":
             # Or XLA makes one pass of the last piece and of what uses the update, and a copy.
             self.target = lax.optimization_barrier(self.target)
-        slots = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, leaf.slots)
-        return Stepped(self.target, slots, skipped)
+        old = Sleeping(leaf.slots, leaf.residual)
+        state = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, old)
+        return Stepped(self.target, state.slots, skipped, state.residual)

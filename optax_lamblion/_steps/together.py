@@ -52,7 +52,7 @@ def _one_by_one(leaves, region, numbers):
 
 def _applied(leaf, half, ratio):
     out = dispatch.apply(leaf.replace(slots=half.slots), ratio, half.tiles)
-    return Stepped(out, half.slots, half.skipped)
+    return Stepped(out.out, half.slots, half.skipped, out.residual)
 
 
 def _in_few_kernels(leaves, region, numbers):

@@ -27,6 +27,9 @@ STRIDES = (0x9E3779B9, 0x91E10DA5, 0xD1B54A33)
 positive roots of x**2 = x + 1, x**3 = x + 1 and x**4 = x + 1 (Roberts, 2018, "The unreasonable
 effectiveness of quasirandom sequences"). `python -m tests.rounding.constants` compares others."""
 
+RESIDUAL_STRIDE = 0x6A09E667
+"""`a` of the residuals of parameters: the square root of 2, less 1."""
+
 BLOCK_STRIDE = 0xC13FA9A9
 """How far the offsets of neighbouring blocks are apart, in the same units: 1/rho."""
 
@@ -61,12 +64,24 @@ class Dither(NamedTuple):
             return numbers
         return self.place.block(numbers, block_size)
 
+    def key(self):
+        """What the random numbers of a leaf's elements are made from in this step."""
+        return mix(self.step + self.leaf)
+
+    def of_residuals(self, numbers):
+        """`u` for the residuals of parameters in these blocks, in units of 2**-32, uint32.
+
+        All of its digits are evenly spread: nothing falls by these, so no clock matters.
+        """
+        phase = self.step * jnp.uint32(RESIDUAL_STRIDE) + self.leaf
+        return phase + numbers * jnp.uint32(BLOCK_STRIDE)
+
     def fractions(self, slot, numbers):
         """`u` for blocks of these numbers, float32 strictly between 0 and 1; `slot` is an index."""
         phase = self.step * jnp.uint32(STRIDES[slot]) + self.leaf
         bits = phase + numbers * jnp.uint32(BLOCK_STRIDE)
         if self.digits:
-            bits = bits ^ (mix(self.step + self.leaf) >> self.digits[slot])
+            bits = bits ^ (self.key() >> self.digits[slot])
         return fraction(bits)
 
 

@@ -75,7 +75,11 @@ class Piece(NamedTuple):
     @property
     def first_block(self):
         """The number in its leaf of its first block."""
-        return self.start.astype(jnp.uint32) * jnp.uint32(GRAIN // self.block)
+        return self.first_block_of(self.block)
+
+    def first_block_of(self, size):
+        """The number in its leaf of its first block, if blocks had this size."""
+        return self.start.astype(jnp.uint32) * jnp.uint32(GRAIN // size)
 
 
 def squares(x):

@@ -12,11 +12,12 @@ and in `rules` and `codecs`, so that XLA and a GPU kernel cannot come to differ.
 Slots are `leaf.StoredSlot`, in memory or in registers.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.arithmetic import params
 from pallas_kernels.arithmetic.blocks import spread
 from pallas_kernels.arithmetic.codecs import (
     Codec,
@@ -57,6 +58,11 @@ class Spec(NamedTuple):
     """Mesh axes over which a block is divided, without `block_size`: its shards share a scale."""
     count_skipped: bool = False
     """Whether a step says how many elements it left alone."""
+    param_rounding: str = "nearest"
+    """How parameters that a step returns are rounded: one of `params.ROUNDINGS`, and "nearest" if
+    they do not have 16 bits."""
+    update_dtype: Any = None
+    """The dtype of updates is one that this and those of gradient and parameter promote to."""
 
 
 def gradient(spec, g, p, s):
@@ -140,6 +146,23 @@ def update_from_signs(spec, signs, out_dtype, p, s):
     direction = jnp.where(signs == LOST, jnp.nan, signs)
     update = s.step_size * decayed(spec, direction, signs != SKIP, p, s)
     return update.astype(out_dtype)
+
+
+def rounded(spec, p, dtype, random, dither):
+    """A parameter in its dtype, and its residual where it has one: `(p, residual)`.
+
+    Args:
+      spec: `Spec`.
+      p: The parameter after its step, float32 where `dtype` has 16 bits.
+      dtype: The one it is stored in.
+      random: Called for random uint32 numbers of the elements, if they are needed.
+      dither: Called for `Dither.of_residuals` of the elements, if it is needed.
+    """
+    if spec.param_rounding == "stochastic":
+        return params.stochastic(p, dtype, random()), None
+    if spec.param_rounding == "compensated":
+        return params.compensated(p, dtype, dither())
+    return p.astype(dtype), None
 
 
 # ------------------------------------------------------------------------------------- decoding

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from pallas_kernels.leaf import Halfway, Leaf, Stepped
+from pallas_kernels.leaf import Applied, Halfway, Leaf, Stepped
 from pallas_kernels.mosaic.launch import backend
 from pallas_kernels.mosaic.tile import BLOCK_SIZES
 from pallas_kernels.tiled import rows
@@ -30,7 +30,7 @@ def moments(leaf: Leaf, *, interpret: Any = None) -> Halfway:
     return tiled.moments(backend(interpret), leaf)
 
 
-def apply(leaf: Leaf, ratio: Any, tiles: Any = None, *, interpret: Any = None) -> Any:
+def apply(leaf: Leaf, ratio: Any, tiles: Any = None, *, interpret: Any = None) -> Applied:
     """As `tiled.step.apply`."""
     return tiled.apply(backend(interpret), leaf, ratio, tiles)
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from pallas_kernels.arithmetic import step as shared
 from pallas_kernels.arithmetic.codecs import as_bytes, encode
+from pallas_kernels.arithmetic.hashing import bits_at
+from pallas_kernels.arithmetic.params import joined
 from pallas_kernels.leaf import StoredSlot
 
 SKIPPED, UPDATE, PARAM = range(3)
@@ -35,8 +37,9 @@ def step_body(at: Context, read, written, out, sums):
 
     def finish(given, new, _):
         def write(direction):
-            p = given.p + shared.update(spec, direction, new.usable, given.p, s)
-            tile.store(written["p"], p.astype(written["p"].dtype))
+            _store_param(
+                at, given.p + shared.update(spec, direction, new.usable, given.p, s), written
+            )
 
         if spec.rule.reads == "old":
             write(given.direction)
@@ -45,7 +48,8 @@ def step_body(at: Context, read, written, out, sums):
             write(_direction(at, given.g, *stored))
         _count(tile, new, sums)
 
-    _by_usability(at, _Read(read["g"], written["p"], written["state"]), finish)
+    refs = _Read(read["g"], written["p"], written["residual"], written["state"])
+    _by_usability(at, refs, finish)
 
 
 def signs_body(at: Context, read, written, out, sums):
@@ -61,11 +65,14 @@ def signs_body(at: Context, read, written, out, sums):
             tile.store(out["signs"], shared.signs(direction, new.usable))
         _count(tile, new, sums)
 
-    _by_usability(at, _Read(read["g"], read["p"], written["state"]), finish)
+    _by_usability(at, _Read(read["g"], read["p"], None, written["state"]), finish)
 
 
 def moments_body(at: Context, read, written, out, sums):
-    """New moments, what was skipped, and for a ratio the squares of direction and parameters."""
+    """New moments, what was skipped, and for a ratio the squares of direction and parameters.
+
+    Norms can do without the residual of parameters; a decay that is part of the gradient cannot.
+    """
     spec, tile, s, _ = at
 
     def finish(given, new, squares_of_p):
@@ -81,18 +88,19 @@ def moments_body(at: Context, read, written, out, sums):
             sums[tile.number, PARAM] = squares_of_p
         _count(tile, new, sums)
 
-    _by_usability(at, _Read(read["g"], read["p"], written["state"]), finish)
+    refs = _Read(read["g"], read["p"], read["residual"], written["state"])
+    _by_usability(at, refs, finish)
 
 
 def apply_body(at: Context, read, written, out, sums):
     """Parameters that have made their step, from the new moments."""
     spec, tile, s, _ = at
     slots = _load_slots(spec, tile, read["state"])
-    p = tile.load(written["p"]).astype(jnp.float32)
+    p = _load_param(tile, written["p"], written["residual"])
 
     def apply(g, usable):
         step = shared.update(spec, _direction(at, g, slots), usable, p, s)
-        tile.store(written["p"], (p + step).astype(written["p"].dtype))
+        _store_param(at, p + step, written)
 
     def guarded():
         g = shared.gradient(spec, tile.load(read["g"]).astype(jnp.float32), p, s)
@@ -111,6 +119,7 @@ class _Read(NamedTuple):
 
     g: Any
     p: Any
+    residual: Any
     slots: Any
 
 
@@ -137,7 +146,7 @@ class _New(NamedTuple):
 def _load(at, refs: _Read):
     spec, tile, s, _ = at
     g = tile.load(refs.g).astype(jnp.float32)
-    p = None if refs.p is None else tile.load(refs.p).astype(jnp.float32)
+    p = None if refs.p is None else _load_param(tile, refs.p, refs.residual)
     slots = _load_slots(spec, tile, refs.slots)
 
     def old(factors):
@@ -154,6 +163,28 @@ def _load(at, refs: _Read):
     g = shared.gradient(spec, g, p, s)
     direction = shared.direction(spec, g, old(None), s) if spec.rule.reads == "old" else None
     return _Given(g, p, old, tuple(slot.absmax for slot in slots), direction)
+
+
+def _load_param(tile, p, residual):
+    """Parameters in float32, from references to them and to their residual or None."""
+    p = tile.load(p)
+    return p.astype(jnp.float32) if residual is None else joined(p, tile.load(residual))
+
+
+def _store_param(at, p, written):
+    """Writes parameters, and their residual if they have one."""
+    spec, tile, _, dither = at
+
+    def random():
+        return bits_at(dither.key(), *tile.index(dither.place))
+
+    def of_rows():
+        return tile.spread(dither.of_residuals(tile.blocks(dither.place)))
+
+    p, residual = shared.rounded(spec, p, written["p"].dtype, random, of_rows)
+    tile.store(written["p"], p)
+    if residual is not None:
+        tile.store(written["residual"], residual)
 
 
 def _load_slots(spec, tile, slots):

@@ -3,6 +3,7 @@
 A kernel is run over tiles. For all elements of its tile at once it asks what is asked here.
 """
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -92,18 +93,17 @@ class Rows:
         rows = lax.convert_element_type(first, jnp.uint32) + rows
         return rows if place is None else place.block(rows, self._cut.block)
 
-    def index(self):
-        """Each element's index in the flattened leaf modulo 2**32, and what is beyond or None."""
-
-        def iota(axis):
-            return lax.broadcasted_iota(jnp.int32, self._shape, axis).astype(jnp.uint32)
-
-        block = self._cut.block
-        row = lax.convert_element_type(self._first, jnp.uint32) + iota(0)
-        low = row * jnp.uint32(block) + iota(1)
-        if self._cut.size <= 2**32:
-            return low, None
-        return low, row >> jnp.uint32(32 - (block.bit_length() - 1))
+    def index(self, place: Place | None = None):
+        """Each element's index in the flattened tensor modulo 2**32, and what is beyond or None."""
+        block, size = self._cut.block, self._cut.size
+        if self._piece is not None:
+            size = self._piece.leaf_size
+        if place is not None:
+            size = math.prod(place.shape)
+        row = self.spread(self.blocks(place))
+        column = lax.broadcasted_iota(jnp.int32, self._shape, 1).astype(jnp.uint32)
+        low = row * jnp.uint32(block) + column
+        return low, None if size <= 2**32 else row >> jnp.uint32(32 - (block.bit_length() - 1))
 
     def layer(self, layers):
         """The number of the layer that the tile is part of, where they consist of whole tiles."""

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.arithmetic import step as shared
 from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows
-from pallas_kernels.leaf import Halfway, Leaf, Stepped, StoredSlot
+from pallas_kernels.leaf import Applied, Halfway, Leaf, Stepped, StoredSlot
 from pallas_kernels.tiled import bodies
 from pallas_kernels.tiled.ladders import for_kernel
 from pallas_kernels.tiled.rows import TILE, why_not_array
@@ -42,7 +42,7 @@ def step(backend: Backend, leaf: Leaf) -> Stepped:
         halfway = _moments(call)
         ratio = shared.ratio(jnp.sum(halfway.sums, axis=0), call.s)
         out = _apply(call, leaf, halfway.slots, ratio, halfway.tiles)
-        return Stepped(out, halfway.slots, halfway.skipped)
+        return Stepped(out.out, halfway.slots, halfway.skipped, out.residual)
     if emit == "params":
         return _in_one_pass(call)
     if rule.form == "sign":
@@ -63,7 +63,7 @@ def moments(backend: Backend, leaf: Leaf) -> Halfway:
     return _moments(_Call.of(backend, leaf))
 
 
-def apply(backend: Backend, leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
+def apply(backend: Backend, leaf: Leaf, ratio: Any, tiles: Any = None) -> Applied:
     """What a leaf makes of its new state, which is in its slots: updates or parameters.
 
     Args:
@@ -93,11 +93,11 @@ def adopted(backend: Backend, leaf: Leaf, halfway: Halfway) -> Halfway:
 
 def _in_one_pass(call):
     rows, count = call.rows, call.spec.count_skipped
-    written = dict(p=rows.p, state=rows.slots)
+    written = dict(p=rows.p, residual=rows.residual, state=rows.slots)
     name = f"{call.spec.rule.name}_step"
     _, written, sums = call(name, bodies.step_body, dict(g=rows.g), written, sums=int(count))
-    out = written["p"].reshape(call.leaf.g.shape)
-    return Stepped(out, call.stored(written["state"]), _skipped(call, sums))
+    out, residual = call.applied(written)
+    return Stepped(out, call.stored(written["state"]), _skipped(call, sums), residual)
 
 
 def _signs(call):
@@ -114,7 +114,12 @@ def _new_state(call):
     """`(slots, sums)` of the first pass of a step that goes by its new slots."""
     rows, spec = call.rows, call.spec
     needs_p = spec.rule.ratio or spec.decay == "coupled"
-    read, written = dict(g=rows.g, p=rows.p if needs_p else None), dict(state=rows.slots)
+    read = dict(
+        g=rows.g,
+        p=rows.p if needs_p else None,
+        residual=rows.residual if spec.decay == "coupled" else None,
+    )
+    written = dict(state=rows.slots)
     name, count = f"{spec.rule.name}_moments", 3 if spec.rule.ratio else int(spec.count_skipped)
     _, written, sums = call(name, bodies.moments_body, read, written, sums=count)
     return call.stored(written["state"]), sums
@@ -139,15 +144,18 @@ def _apply(call, leaf, slots, ratio, tiles):
     leaf = leaf.replace(slots=slots)
     if leaf.spec.emit != "params":
         # XLA fuses this pass with whatever applies the update, and moves as little for it.
-        return leaf.whole(_update(leaf, ratio))
+        return Applied(leaf.whole(_update(leaf, ratio)))
     s = leaf.scalars
-    leaf = leaf.replace(scalars=s._replace(step_size=s.step_size * ratio), dither=None)
+    leaf = leaf.replace(scalars=s._replace(step_size=s.step_size * ratio))
+    if leaf.spec.param_rounding == "nearest":
+        leaf = leaf.replace(dither=None)
     call = _Call.of(call.backend, leaf)
     sums = None if tiles is None else Small(tiles)
     read = dict(g=call.rows.g, sums=sums, state=call.rows.slots)
     name = f"{leaf.spec.rule.name}_apply"
-    _, written, _ = call(name, bodies.apply_body, read, dict(p=call.rows.p))
-    return written["p"].reshape(leaf.g.shape)
+    written = dict(p=call.rows.p, residual=call.rows.residual)
+    _, written, _ = call(name, bodies.apply_body, read, written)
+    return call.applied(written)
 
 
 # ----------------------------------------------------------------------- what is left to XLA
@@ -198,6 +206,7 @@ class _Rows(NamedTuple):
 
     g: Any
     p: Any
+    residual: Any
     slots: tuple[StoredSlot, ...]
 
     @classmethod
@@ -210,7 +219,8 @@ class _Rows(NamedTuple):
             return as_rows(x, block) if leaf.start is None else Whole(as_rows(x, block))
 
         slots = (StoredSlot(as_rows(x.values, block), x.absmax.reshape(-1)) for x in leaf.slots)
-        return cls(rows(leaf.g), rows(leaf.param), tuple(slots))
+        residual = None if leaf.residual is None else as_rows(leaf.residual, block)
+        return cls(rows(leaf.g), rows(leaf.param), residual, tuple(slots))
 
 
 def _rows_shape(leaf):
@@ -307,6 +317,13 @@ class _Call(NamedTuple):
     def stored(self, slots):
         """Slots that were written, in their own shapes."""
         return jax.tree.map(lambda x, old: x.reshape(old.shape), slots, self.leaf.slots)
+
+    def applied(self, written):
+        """Parameters and their residual that were written, in their own shapes."""
+        out, residual = written["p"], written["residual"]
+        if residual is not None:
+            residual = residual.reshape(self.leaf.residual.shape)
+        return Applied(out.reshape(self.leaf.g.shape), residual)
 
     def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any, Any]:
         hyper = _Hyper.of(self.s, self.leaf.dither)

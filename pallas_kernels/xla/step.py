@@ -10,6 +10,7 @@ writes direction and slot in one pass.)
 import math
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax.lax import optimization_barrier, platform_dependent, pmax
 
@@ -17,8 +18,10 @@ from pallas_kernels.arithmetic import step as shared
 from pallas_kernels.arithmetic.blocks import absmax_shape, as_rows, block_absmax, spread
 from pallas_kernels.arithmetic.codecs import as_bytes, encode
 from pallas_kernels.arithmetic.dtypes import compute_dtype, promote
+from pallas_kernels.arithmetic.hashing import bits_at, index_in
+from pallas_kernels.arithmetic.params import joined
 from pallas_kernels.arithmetic.pieces import squares
-from pallas_kernels.leaf import Halfway, Leaf, Stepped, StoredSlot
+from pallas_kernels.leaf import Applied, Halfway, Leaf, Stepped, StoredSlot
 
 
 def why_not(leaf: Leaf) -> str | None:
@@ -32,20 +35,22 @@ def step(leaf: Leaf) -> Stepped:
     out, stored = _new_state(given)
     if leaf.spec.rule.reads == "old":
         if leaf.spec.emit != "params":  # and else nothing is left for stage 3
-            out = shared.update_from_signs(leaf.spec, out, given.out_dtype, given.p, given.s)
+            signs = out
+            out = shared.update_from_signs(leaf.spec, signs, given.out_dtype, given.p, given.s)
+            out = Applied(out)
     elif not leaf.spec.rule.ratio:
         direction = _direction(given, stored)
         out = shared.update(leaf.spec, direction, given.usable, given.p, given.s)
         out = _emitted(given, out)
     else:
-        direction = _decayed_direction(given, stored)
-        ratio = shared.ratio(_sums(given, direction, by_grains=True), given.s)
+        rough, again = given.for_norms, stored
+        direction = _decayed_direction(rough, stored)
+        ratio = shared.ratio(_sums(rough, direction, by_grains=True), given.s)
         if any(slot.coded for slot in stored):
             # It takes fewer bytes to decode twice than to keep a direction in between.
-            ratio, stored_again = optimization_barrier((ratio, stored))
-            direction = _decayed_direction(given, stored_again)
-        out = _scaled(given, direction, ratio)
-    return Stepped(leaf.whole(out), _in_state(leaf, stored), _skipped(given))
+            ratio, again = optimization_barrier((ratio, stored))
+        out = _scaled(given, _decayed_direction(given, again), ratio)
+    return Stepped(leaf.whole(out.out), _in_state(leaf, stored), _skipped(given), out.residual)
 
 
 # ------------------------------------------- a step with a trust ratio, on either side of the norms
@@ -55,16 +60,17 @@ def moments(leaf: Leaf) -> Halfway:
     """The new state of a leaf of which other devices have parts, or of a piece."""
     given = _given(leaf)
     _, stored = _new_state(given)
-    direction = _decayed_direction(given, stored)
+    rough = given.for_norms
+    direction = _decayed_direction(rough, stored)
     if leaf.piece is None:
         # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
-        sums = _sums(given, direction, by_grains=False)[None]
+        sums = _sums(rough, direction, by_grains=False)[None]
     else:
-        sums = jnp.stack([squares(given.p), squares(direction)], 1)
+        sums = jnp.stack([squares(rough.p), squares(direction)], 1)
     return Halfway(_in_state(leaf, stored), sums, skipped=_skipped(given))
 
 
-def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
+def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Applied:
     """What a leaf makes of its new state, which is in its slots: updates or parameters.
 
     `ratio` is its trust ratio; what a kernel knows of its `tiles` is not needed here.
@@ -76,7 +82,8 @@ def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Any:
     else:
         slots, ratio = given.slots, leaf.piece.by_rows(ratio)
     direction = _decayed_direction(given, slots)
-    return leaf.whole(_scaled(given, direction, ratio.astype(given.dtype)))
+    out = _scaled(given, direction, ratio.astype(given.dtype))
+    return out._replace(out=leaf.whole(out.out))
 
 
 # ------------------------------------------------------------------------------- parts of a step
@@ -89,13 +96,20 @@ class _Given(NamedTuple):
     g: Any
     usable: Any
     p: Any
+    """Parameters, with their residual if they have one."""
+    p_without: Any
+    """Parameters as they are stored."""
     slots: tuple[StoredSlot, ...]
     s: Any
     dither: Any
-    first: Any
-    """The number of the first block of a piece."""
+    piece: Any
     dtype: Any
     out_dtype: Any
+
+    @property
+    def for_norms(self):
+        """It, as the first of two passes sees it: without a residual, unless it needs that."""
+        return self if self.spec.decay == "coupled" else self._replace(p=self.p_without)
 
 
 def adopted(leaf: Leaf, halfway: Halfway) -> Halfway:
@@ -105,24 +119,23 @@ def adopted(leaf: Leaf, halfway: Halfway) -> Halfway:
 
 
 def _given(leaf):
-    spec, g, p, slots, s, first = leaf.spec, leaf.g, leaf.param, leaf.slots, leaf.scalars, None
+    spec, g, p, slots, s = leaf.spec, leaf.g, leaf.param, leaf.slots, leaf.scalars
     if (piece := leaf.piece) is not None:
-        slots, first = tuple(_view(slot, leaf, piece.block) for slot in slots), piece.first_block
+        slots = tuple(_view(slot, leaf, piece.block) for slot in slots)
         if s.grad_scale is not None:
             s = s._replace(grad_scale=piece.by_rows(s.grad_scale))
         g, p = piece.of(g), piece.of(p)
-    out_dtype = g.dtype if p is None else promote(g.dtype, p.dtype)
-    dtype = compute_dtype(out_dtype)
-    if p is not None and spec.emit == "params":
-        out_dtype = p.dtype
+    dtype = compute_dtype(g.dtype if p is None else promote(g.dtype, p.dtype))
     s = s.astype(dtype).prepared(spec.rule)
     # Of a product of scalars XLA's CPU compiler can make a multiply-add, and then not of the sum's
     # other product: which one would depend on the shape.
     s = s._replace(own=platform_dependent(s.own, cpu=optimization_barrier, default=_same))
-    g, p = g.astype(dtype), None if p is None else p.astype(dtype)
+    g, without = g.astype(dtype), None if p is None else p.astype(dtype)
+    residual = leaf.residual
+    p = without if residual is None else _joined(p, residual.reshape(p.shape)).astype(dtype)
     g = shared.gradient(spec, g, p, s)
     usable = shared.usable(spec, g)
-    return _Given(spec, g, usable, p, slots, s, leaf.dither, first, dtype, out_dtype)
+    return _Given(spec, g, usable, p, without, slots, s, leaf.dither, piece, dtype, leaf.out_dtype)
 
 
 def _view(slot, leaf, block):
@@ -149,9 +162,51 @@ def _skipped(given):
 
 
 def _emitted(given, update):
-    if given.spec.emit == "params":
-        update = given.p + update
-    return update.astype(given.out_dtype)
+    if given.spec.emit != "params":
+        return Applied(update.astype(given.out_dtype))
+    p = given.p + update
+    if given.spec.param_rounding == "nearest":
+        return Applied(p.astype(given.out_dtype))
+    p = p.astype(jnp.float32)
+
+    def random():
+        return bits_at(given.dither.key(), *_indices(given))
+
+    def dither():
+        index, high = _indices(given)
+        block = given.spec.block_size or 256
+        shift = block.bit_length() - 1
+        number = index >> shift
+        return given.dither.of_residuals(number if high is None else number | high << 32 - shift)
+
+    rounded, residual = shared.rounded(given.spec, p, given.out_dtype, random, dither)
+    return Applied(_as_derived(rounded, p), residual)
+
+
+def _indices(given):
+    return index_in(given.p.shape, given.dither.place, given.piece)
+
+
+@jax.custom_jvp
+def _joined(p, residual):
+    return joined(p, residual)
+
+
+@_joined.defjvp
+def _joined_jvp(primals, tangents):
+    return joined(*primals), tangents[0].astype(jnp.float32)
+
+
+@jax.custom_jvp
+def _as_derived(rounded, p):
+    """Rounded parameters, whose derivative is that of what they were before."""
+    del p
+    return rounded
+
+
+@_as_derived.defjvp
+def _as_derived_jvp(primals, tangents):
+    return primals[0], tangents[1].astype(primals[0].dtype)
 
 
 def _direction(given, stored):
@@ -230,7 +285,8 @@ def _prepared(given, absmaxes):
     shape = next((a.shape for a in absmaxes if a is not None), None)
     if shape is None:  # there are no codes
         return absmaxes
-    numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, given.first)
+    first = None if given.piece is None else given.piece.first_block
+    numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, first)
     return shared.prepared(given.spec, absmaxes, given.dither, numbers.reshape(shape))
 
 

@@ -122,10 +122,11 @@ def test_every_option_is_in_the_table():
     tested = {c.label.split("-")[0] for c in CHANGES if c.argument == "options"}
     fields = {field.name for field in dataclasses.fields(StateOptions)}
     # On a CPU, naming the implementation changes nothing, see below. Nor does it change a step
-    # where its state is, see `test_paged_state`. Stacks have tests of their own, and so do meshes
-    # and the count of skipped elements.
+    # where its state is, see `test_paged_state`. Stacks have tests of their own, and so do meshes,
+    # the count of skipped elements, and parameters of 16 bits.
     paging = {"page_min_size", "page_bytes", "pages_in_flight", "device_budget"}
-    assert fields == tested | {"implementation", "stacked", "norm_axes", "count_skipped"} | paging
+    others = {"implementation", "stacked", "norm_axes", "count_skipped"}
+    assert fields == tested | others | {"param_rounding", "update_dtype"} | paging
 
 
 @every()
@@ -212,6 +213,8 @@ def test_state_options_have_the_documented_defaults():
         norm_axes=None,
         implementation=None,
         count_skipped=False,
+        param_rounding="nearest",
+        update_dtype=None,
         page_min_size=100_000,
         page_bytes=2**25,
         pages_in_flight=2,

@@ -19,7 +19,7 @@ def test_state_has_the_documented_fields(v):
     state = v().init(problem.params())
     slots = [*v.slots, "nu_max"] if "nu" in v.slots else ["mu"]
     fields = ["count", *(name + suffix for name in slots for suffix in ("", "_absmax"))]
-    assert list(state._fields) == [*fields, "gnorm_history", "layout", "skipped"]
+    assert list(state._fields) == [*fields, "gnorm_history", "layout", "skipped", "residual"]
     in_use = {"count", *v.slots} | ({"layout"} if v.bits == 8 else set())
     in_use |= {f"{slot}_absmax" for slot in v.slots if v.bits == 8}
     assert {name for name, x in state._asdict().items() if x is not None} == in_use
