@@ -53,23 +53,11 @@ SLOW = (
     "optimizers/test_apply_fused.py::test_kernels_write*dtypes0-",
     "optimizers/test_stacked.py::test_kernels_do_what_xla_does",
     # Of the contract, what is left has the 8-bit step of every rule, and Lion in 32 bits.
-    "optimizers/test_contract.py::*[lamb32bit",
-    "optimizers/test_contract.py::*[adamw32bit",
     "optimizers/test_contract.py::*[paged_",
-    "optimizers/test_dtypes.py::*[lamb32bit",
-    "optimizers/test_dtypes.py::*[adamw32bit",
     "optimizers/test_dtypes.py::*[paged_",
-    "optimizers/test_nonfinite.py::*[lamb32bit",
-    "optimizers/test_nonfinite.py::*[adamw32bit",
     "optimizers/test_nonfinite.py::*[paged_",
-    "optimizers/test_edge_values.py::*[lamb32bit",
-    "optimizers/test_edge_values.py::*[adamw32bit",
     "optimizers/test_edge_values.py::*[paged_",
-    "optimizers/test_wrappers.py::*[lamb32bit",
-    "optimizers/test_wrappers.py::*[adamw32bit",
     "optimizers/test_wrappers.py::*[paged_",
-    "optimizers/test_arguments.py::*[lamb32bit",
-    "optimizers/test_arguments.py::*[adamw32bit",
     "optimizers/test_arguments.py::*[paged_",
     "kernels/test_rules_against_oracle.py::test_a_step_is_what_the_oracle_says[adamw32bit",
     "optimizers/test_apply_fused.py::test_equals_update_and_apply_updates[dtypes2-",
@@ -192,6 +180,18 @@ SLOW = (
 """Beginnings of what tests are called, from this folder on; `*` is anything."""
 
 LONG = (
+    # Programs with more leaves, or with leaves that end in a short block, of further optimizers.
+    "deviceless/test_paged.py::*[paged_lamb8bit-64 leaves",
+    "deviceless/test_paged.py::*[paged_lamb32bit-64 leaves",
+    "deviceless/test_paged.py::*[paged_lion32bit-64 leaves",
+    "deviceless/test_paged.py::*[paged_lamb32bit-2 ragged",
+    "deviceless/test_paged.py::*[paged_lion32bit-2 ragged",
+    # What is done alike for every variant.
+    *(
+        f"optimizers/test_{file}.py::*[{name}"
+        for file in ("contract", "dtypes", "nonfinite", "edge_values", "wrappers", "arguments")
+        for name in ("lamb32bit", "adamw32bit", "paged_lamb32bit", "paged_adamw", "paged_lion32bit")
+    ),
     # Kernels in the interpreter take minutes, of what two gradients show of a rule each.
     "optimizers/test_clipped_steps.py::test_what_is_not_finite[lamb8bit-*-kernels",
     "optimizers/test_clipped_steps.py::test_what_is_not_finite[adamw8bit-*-kernels",

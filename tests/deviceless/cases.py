@@ -28,7 +28,7 @@ MODES = (
     ("apply_fused, XLA", True, "xla"),
     ("update, XLA", False, "xla"),
 )
-_BUILDERS: dict[str, tuple[Callable[[], "Case"], tuple[str, ...]]] = {}
+_BUILDERS: dict[str, tuple[Callable[[], "Case"], tuple[str, ...], bool]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +50,26 @@ class Case:
     out_shardings: Any = None
 
 
-def case(name, targets=tuple(TARGETS)):
-    """Registers the function below as the case `name`, for some of the targets."""
+def case(name, targets=tuple(TARGETS), long=False):
+    """Registers the function below as the case `name`, for some of the targets.
+
+    What is `long` is compiled for tests that are marked so, see `tests.slow`.
+    """
 
     def register(build):
         if name in _BUILDERS:
             raise ValueError(f"There are two cases `{name}`.")
-        _BUILDERS[name] = build, targets
+        _BUILDERS[name] = build, targets, long
         return build
 
     return register
 
 
-def names(target):
-    """Names of the cases that are compiled for a target."""
-    return [name for name, (_, targets) in _BUILDERS.items() if target in targets]
+def names(target, long=False):
+    """Names of the cases that are compiled for a target, always or for long tests."""
+    return [
+        name for name, (_, targets, own) in _BUILDERS.items() if target in targets and own == long
+    ]
 
 
 def build(name):

@@ -19,13 +19,19 @@ collect_ignore = [
 
 
 class Results:
-    """What became of the cases of one target, by name."""
+    """What became of the cases of one target, by name.
 
-    def __init__(self, results):
-        self._results = results
+    Those that are long are compiled with the first test that asks for one.
+    """
+
+    def __init__(self, target, folder):
+        self._target, self._folder = target, folder
+        self._results = _compiled(target, folder)
 
     def __getitem__(self, case):
         """`{"facts": ..., "kernels": ..., "seconds": ...}`; the test fails if the case did."""
+        if case not in self._results and case in cases.names(self._target, long=True):
+            self._results |= _compiled(self._target, self._folder, long=True)
         result = self._results[case]
         if "error" in result:
             pytest.fail(f"The case `{case}` failed:\n{result['error']}", pytrace=False)
@@ -50,18 +56,18 @@ def facts_for(request, tmp_path_factory):
 
     def facts_for(target):
         if target not in loaded:
-            loaded[target] = Results(_compiled(target, folder))
+            loaded[target] = Results(target, folder)
         return loaded[target]
 
     return facts_for
 
 
-def _compiled(target, folder):
-    """The results of all cases of a target."""
+def _compiled(target, folder, long=False):
+    """The results of all cases of a target that are long, or of those that are not."""
     worker.register()
-    names = cases.names(target)
+    names = cases.names(target, long)
     count = -(-len(names) // CASES_AT_ONCE)
     # Every so many: neighbours take about as long.
     parts = [names[i::count] for i in range(count)]
     command = ("-m", "tests.deviceless.worker", target)
-    return sharing.results(command, parts, folder / f"deviceless-{target}")
+    return sharing.results(command, parts, folder / f"deviceless-{target}{'-long' * long}")
