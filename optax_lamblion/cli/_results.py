@@ -25,6 +25,7 @@ _METRICS = {
     "loss": ("held-out loss", "{:.3f}"),
     "bits_per_byte": ("bits/byte", "{:.3f}"),
     "accuracy": ("accuracy", "{:.1%}"),
+    "loss_16bit": ("in 16 bits", "{:.3f}"),
 }
 
 Samples = Mapping[str, tuple[str, str]]
@@ -78,22 +79,29 @@ def _check_what_is_there(path: Path, settings: TrainSettings) -> None:
 
 
 def results_table(task: Task, runs: Sequence[Run]) -> Table:
-    """One row per optimizer, and one for a predictor that ignores its input."""
-    metrics = list(task.baseline)
+    """One row per optimizer, and one for a predictor that ignores its input.
+
+    Where runs differ in how they keep their parameters, there is one more loss, of the same
+    parameters in 16 bits, and the bytes are those of parameters and state.
+    """
+    metrics = list(runs[0].held_out[-1])
+    kept = runs[0].way is not None
+    sizes = ["parameter bytes"] * kept + ["state bytes", "bytes/param"]
     table = Table(
         f"{task.title}, {task.parameter_count:,} parameters, {runs[0].steps} steps",
-        ["optimizer", *(_METRICS[m][0] for m in metrics), "state bytes", "bytes/param", "ms/step"],
+        ["optimizer", *(_METRICS[m][0] for m in metrics), *sizes, "ms/step"],
     )
     for run in runs:
         table.add(
             run.name,
             *_formatted(metrics, run.held_out[-1]),
+            *[f"{run.parameter_bytes:,}"] * kept,
             f"{run.state_bytes:,}",
-            f"{run.bytes_per_parameter:.3f}",
+            f"{run.total_bytes_per_parameter if kept else run.bytes_per_parameter:.3f}",
             f"{run.median_step_ms:.1f}",
         )
     baseline = _formatted(metrics, task.baseline)
-    table.add(f"({task.baseline_name})", *baseline, "-", "-", "-", dimmed=True)
+    table.add(f"({task.baseline_name})", *baseline, *"-" * len(sizes), "-", dimmed=True)
     return table
 
 
@@ -119,12 +127,13 @@ def write_results(
 
 
 def _formatted(metrics: Sequence[str], values: Mapping[str, float]) -> list[str]:
-    return [_METRICS[metric][1].format(values[metric]) for metric in metrics]
+    return [_METRICS[name][1].format(values[name]) if name in values else "-" for name in metrics]
 
 
 def _record(
     task: Task, runs: Sequence[Run], settings: TrainSettings, samples: Samples
 ) -> dict[str, Any]:
+    entries = {entry.name: entry for entry in settings.entries}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "settings": settings.as_json(),
@@ -136,8 +145,9 @@ def _record(
         "optimizers": [
             {
                 "name": run.name,
-                "learning_rate": settings.learning_rates[run.name],
-                "weight_decay": settings.weight_decays[run.name],
+                **_kept(run),
+                "learning_rate": settings.learning_rates[entries[run.name].row.name],
+                "weight_decay": settings.weight_decays[entries[run.name].row.name],
                 "steps": run.steps,
                 "held_out": dict(run.held_out[-1]),
                 "state_bytes": run.state_bytes,
@@ -153,4 +163,15 @@ def _record(
             }
             for run in runs
         ],
+    }
+
+
+def _kept(run: Run) -> dict[str, Any]:
+    """How a run keeps its parameters, if that is what is compared."""
+    if run.way is None:
+        return {}
+    return {
+        "dtype": run.way.dtype,
+        "param_rounding": run.way.rounding,
+        "parameter_bytes": run.parameter_bytes,
     }

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
+from optax_lamblion.demo.ways import HALVES, ROUNDINGS, Entry, entries
 
 DEFAULT_OPTIMIZERS = "optax.lion,lion8bit,optax.lamb,lamb8bit"
+_DEFAULT_OF_HALVES = "lion8bit"  # it is trained four times
 _BATCH_SIZES = {"text": 16, "digits": 64}
 _STEPS = {"text": 300, "digits": 200}
 
@@ -50,12 +52,21 @@ class TrainSettings:
     quiet: bool
     resume: bool = False
     text: TextSettings | None = None
+    dtype: str = "float32"
+    param_rounding: tuple[str, ...] = ROUNDINGS
+
+    @property
+    def entries(self) -> list[Entry]:
+        """What is compared, by the names that results carry."""
+        return entries(self.rows, self.dtype, self.param_rounding)
 
     def as_json(self) -> dict[str, Any]:
         """The settings that decide the numbers, for the record."""
         record = dataclasses.asdict(self)
         for name in ("rows", "quiet", "output", "resume"):
             del record[name]
+        if self.dtype == "float32":
+            del record["dtype"], record["param_rounding"]
         if self.text:
             record["text"] |= {"text": self.text.text and str(self.text.text)}
         return record
@@ -91,7 +102,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--optimizers",
         f"optimizers to compare, from {', '.join(OPTIMIZERS)}",
-        DEFAULT_OPTIMIZERS,
+        f"{DEFAULT_OPTIMIZERS}; with 16 bits: {_DEFAULT_OF_HALVES}",
+        metavar="A,B,...",
+    )
+    add(
+        "--dtype",
+        "with one of 16 bits, every optimizer is trained with float32 parameters and with those of "
+        "this dtype, and nothing else differs",
+        "float32",
+        choices=["float32", *HALVES],
+    )
+    add(
+        "--param-rounding",
+        "how parameters of 16 bits are written, each in a training of its own; Optax's optimizers "
+        "round to nearest only",
+        ",".join(ROUNDINGS),
         metavar="A,B,...",
     )
     for name, example in (("learning-rate", "3e-4"), ("weight-decay", "0.1")):
@@ -103,7 +128,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="append",
             metavar="[NAME=]X",
         )
-    add("--output", "folder for results", "optax-lamblion-runs/DATA", type=Path, metavar="DIR")
+    add(
+        "--output",
+        "folder for results",
+        "optax-lamblion-runs/DATA; with 16 bits: DATA-DTYPE",
+        type=Path,
+        metavar="DIR",
+    )
     add("--resume", "go on with a run that was stopped in that folder", action="store_true")
     add("--quiet", "print the final table only", action="store_true")
 
@@ -121,7 +152,13 @@ def read_settings(given: Mapping[str, Any]) -> TrainSettings:
     seed = given.get("seed", 0)
     if not 0 <= seed < 2**32:
         raise ValueError(f"`--seed {seed}` is not a seed. Use a number from 0 to {2**32 - 1}.")
-    rows = find_optimizers(given.get("optimizers", DEFAULT_OPTIMIZERS))
+    dtype = given.get("dtype", "float32")
+    default = DEFAULT_OPTIMIZERS if dtype == "float32" else _DEFAULT_OF_HALVES
+    rows = find_optimizers(given.get("optimizers", default))
+    roundings = ROUNDINGS
+    if "param_rounding" in given:
+        roundings = _roundings(given["param_rounding"], dtype, rows)
+    folder = data if dtype == "float32" else f"{data}-{dtype}"
     return TrainSettings(
         data=data,
         steps=steps,
@@ -132,11 +169,35 @@ def read_settings(given: Mapping[str, Any]) -> TrainSettings:
         | _overrides("--learning-rate", given.get("learning_rate", ()), rows),
         weight_decays={row.name: row.weight_decay for row in rows}
         | _overrides("--weight-decay", given.get("weight_decay", ()), rows),
-        output=given.get("output", Path("optax-lamblion-runs") / data),
+        output=given.get("output", Path("optax-lamblion-runs") / folder),
         quiet=given.get("quiet", False),
         resume=given.get("resume", False),
         text=TextSettings(**text_options) if data == "text" else None,
+        dtype=dtype,
+        param_rounding=roundings,
     )
+
+
+def _roundings(given: str, dtype: str, rows: Sequence[OptimizerRow]) -> tuple[str, ...]:
+    """Reads a list of roundings, for a dtype and optimizers that have them."""
+    option = f"`--param-rounding {given}`"
+    if dtype == "float32":
+        raise ValueError(
+            f"{option} is about parameters of 16 bits. Add `--dtype {HALVES[0]}`, or remove it."
+        )
+    names = tuple(filter(None, (part.strip() for part in given.split(","))))
+    if not names or set(names) - set(ROUNDINGS) or len(set(names)) < len(names):
+        raise ValueError(
+            f"{option} is not a list of roundings, each named once. "
+            f"Choose from: {', '.join(ROUNDINGS)}."
+        )
+    if unknown := [] if any(row.ours for row in rows) else [x for x in names if x != "nearest"]:
+        raise ValueError(
+            f"{option} is for optimizers of this library, and {rows[0].name} is Optax's, which "
+            f"knows no {unknown[0]} rounding. Add one to `--optimizers`, such as "
+            f"{_DEFAULT_OF_HALVES}, or use `--param-rounding nearest`."
+        )
+    return names
 
 
 def _overrides(option: str, given: Sequence[str], rows: Sequence[OptimizerRow]) -> dict[str, float]:

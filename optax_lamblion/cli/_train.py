@@ -6,11 +6,12 @@ import argparse
 import sys
 import time
 
+import optax
+
 from optax_lamblion.cli._errors import input_errors, require
 from optax_lamblion.cli._interrupt import interruptible
 from optax_lamblion.cli._output import print_table
 from optax_lamblion.cli._settings import TrainSettings, add_arguments, read_settings
-from optax_lamblion.demo.optimizers import training_chain
 from optax_lamblion.demo.task import Task
 
 __all__ = ["add_arguments", "run"]
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     interrupted = runs[0].steps < settings.steps
     samples = {}
     if task.sample and not interrupted:
-        samples = {run.name: task.sample(run.params) for run in runs}
+        samples = {run.name: task.sample(run.weights) for run in runs}
     seconds = time.monotonic() - start
 
     say(*(results.sample_text(*item) for item in samples.items()), "", sep="\n")
@@ -59,15 +60,7 @@ def _trained(task: Task, settings: TrainSettings):
     from optax_lamblion.demo import checkpoint
     from optax_lamblion.demo.compare import compare
 
-    chains = {
-        row.name: training_chain(
-            row,
-            steps=settings.steps,
-            learning_rate=settings.learning_rates[row.name],
-            weight_decay=settings.weight_decays[row.name],
-        )
-        for row in settings.rows
-    }
+    chains = make_optimizers(settings)
 
     def restore(runs):
         if settings.resume:
@@ -85,10 +78,23 @@ def _trained(task: Task, settings: TrainSettings):
             should_stop=should_stop,
             restore=restore,
             keep=lambda runs: checkpoint.save(settings.output, settings.as_json(), runs),
+            ways={entry.name: entry.way for entry in settings.entries},
         )
     if runs and runs[0].steps == settings.steps:
         (settings.output / checkpoint.NAME).unlink(missing_ok=True)
     return runs
+
+
+def make_optimizers(settings: TrainSettings) -> dict[str, optax.GradientTransformation]:
+    """What the settings compare, by the names that results carry."""
+    return {
+        entry.name: entry.optimizer(
+            steps=settings.steps,
+            learning_rate=settings.learning_rates[entry.row.name],
+            weight_decay=settings.weight_decays[entry.row.name],
+        )
+        for entry in settings.entries
+    }
 
 
 def make_task(settings: TrainSettings) -> Task:

@@ -49,8 +49,10 @@ def restore(folder: Path, runs: Sequence[Run]) -> None:
                 setattr(run, name, curves[run.name][name])
             leaves = _leaves(run)
             saved = [content[f"{run.name}/{i}"] for i in range(len(leaves))]
+            # NumPy's files do not know bfloat16: what comes back are the same bytes without a name.
             placed = [
-                jax.device_put(x, like.sharding) for x, like in zip(saved, leaves, strict=True)
+                jax.device_put(x.view(like.dtype), like.sharding)
+                for x, like in zip(saved, leaves, strict=True)
             ]
             tree = jax.tree.structure((run.params, run.state))
             run.params, run.state = tree.unflatten(placed)

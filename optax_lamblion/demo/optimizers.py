@@ -97,8 +97,12 @@ def training_chain(
     steps: int,
     learning_rate: float | None = None,
     weight_decay: float | None = None,
+    param_rounding: str = "nearest",
 ) -> optax.GradientTransformation:
-    """The optimizer as one trains with it: clipping, a warm-up, a cosine decay, weight decay."""
+    """The optimizer as one trains with it: clipping, a warm-up, a cosine decay, weight decay.
+
+    `param_rounding` is that of `StateOptions`, which Optax's optimizers do not have.
+    """
     peak = row.learning_rate if learning_rate is None else learning_rate
     decay = row.weight_decay if weight_decay is None else weight_decay
     warmup = max(1, steps // 10)
@@ -109,7 +113,10 @@ def training_chain(
         decay_steps=max(steps, warmup + 1),
         end_value=0.05 * peak,
     )
+    more = {}
+    if param_rounding != "nearest":
+        more["options"] = ol.StateOptions(param_rounding=param_rounding)
     return optax.chain(
         ol.clip_by_global_norm(1.0),
-        row.factory(schedule, weight_decay=decay),
+        row.factory(schedule, weight_decay=decay, **more),
     )

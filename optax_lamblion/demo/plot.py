@@ -1,7 +1,8 @@
 """The picture of a comparison: how fast each optimizer learns, and what its state weighs.
 
 Optimizers of one family share a hue. The 32-bit one is a broad, pale, solid line and the 8-bit one
-a narrow, dark, dashed line, so that both stay visible where they coincide, which they should.
+a narrow, dark, dashed line, so that both stay visible where they coincide, which they should. Where
+parameters are kept in several ways, it is float32 that is broad, and each rounding has its dashes.
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ class _Look(NamedTuple):
     bar: str
 
 
+_DASHES = {
+    "nearest": (0, (1, 1.2)),
+    "stochastic": (0, (6, 1.6, 1, 1.6)),
+    "compensated": (0, (4, 1.6)),
+}
+
+
 def comparison_figure(task: Task, runs: Sequence[Run]) -> Figure:
     """Draws the runs of a comparison, all on the same task.
 
@@ -57,10 +65,10 @@ def comparison_figure(task: Task, runs: Sequence[Run]) -> Figure:
 def _draw_curves(axes: Axes, task: Task, runs: Sequence[Run]) -> None:
     for run in runs:
         train = _smoothed(run.train_losses)
-        color = _look(run.name).color
+        color = _look(run).color
         axes.plot(np.arange(train.size), train, color=color, linewidth=0.8, alpha=0.55, zorder=1)
     for run in runs:
-        look = _look(run.name)
+        look = _look(run)
         losses = [values["loss"] for values in run.held_out]
         axes.plot(
             run.held_out_steps,
@@ -116,9 +124,10 @@ def _draw_legend(axes: Axes, top: float) -> None:
 
 
 def _draw_bars(axes: Axes, runs: Sequence[Run]) -> None:
-    sizes = [run.bytes_per_parameter for run in runs]
+    kept = any(run.way for run in runs)  # then parameters are a part of what is compared
+    sizes = [run.total_bytes_per_parameter if kept else run.bytes_per_parameter for run in runs]
     rows = np.arange(len(runs))
-    axes.barh(rows, sizes, color=[_look(run.name).bar for run in runs], height=0.62)
+    axes.barh(rows, sizes, color=[_look(run).bar for run in runs], height=0.62)
     for row, size in zip(rows, sizes, strict=True):
         axes.annotate(
             f"{size:.2f}",
@@ -129,18 +138,22 @@ def _draw_bars(axes: Axes, runs: Sequence[Run]) -> None:
             color=_INK,
             fontsize=9,
         )
-    axes.set_yticks(rows, [run.name for run in runs], color=_INK)
+    axes.set_yticks(rows, [run.name.replace(", ", ",\n") for run in runs], color=_INK)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.18 * max(sizes))
     axes.set_xticks([])
     axes.tick_params(length=0)
-    axes.set_title("State, bytes per parameter", loc="left", color=_INK, fontsize=11)
+    what = "Bytes of weight and state" if kept else "State, bytes per parameter"
+    axes.set_title(what, loc="left", color=_INK, fontsize=11)
     _strip(axes, "top", "right", "bottom", "left")
 
 
-def _look(name: str) -> _Look:
-    row = OPTIMIZERS.get(name)
+def _look(run: Run) -> _Look:
+    row = OPTIMIZERS.get(run.name.partition(",")[0])
     pale, dark = _HUES.get(row.family, _OTHER_HUE) if row else _OTHER_HUE
+    if run.way:
+        dashes = _DASHES.get(run.way.rounding or "")
+        return _Look(dark, 1.8, dashes, dark) if dashes else _Look(pale, 4.5, "-", pale)
     if row and row.bits == 8:
         return _Look(dark, 1.8, (0, (4, 1.6)), dark)
     if row and row.ours:
