@@ -1,11 +1,15 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optax_lamblion as ol
 from optax_lamblion.demo.compare import Observer, compare
 from optax_lamblion.demo.optimizers import OPTIMIZERS, find_optimizers, training_chain
 from optax_lamblion.demo.task import Task
+from optax_lamblion.demo.ways import ROUNDINGS, entries
 
 
 @pytest.fixture
@@ -119,3 +123,60 @@ def test_relatives_get_the_same_hyperparameters():
         assert row.factory.keywords == baseline.factory.keywords
         assert row.learning_rate == baseline.learning_rate
         assert row.weight_decay == baseline.weight_decay
+
+
+# --- Ways to keep parameters ---------------------------------------------------------------------
+
+
+def kept(task, names, steps, dtype="bfloat16", roundings=ROUNDINGS, **arguments):
+    """The runs of all ways, by the names of the ways."""
+    found = entries(find_optimizers(names), dtype, roundings)
+    txs = {entry.name: entry.optimizer(steps=steps, **arguments) for entry in found}
+    ways = {entry.name: entry.way for entry in found}
+    runs = compare(task, txs, steps=steps, ways=ways)
+    return {run.name.partition(", ")[2]: run for run in runs}
+
+
+def test_all_ways_start_at_the_same_values(task):
+    runs = kept(task, "lion8bit", 2)
+    assert len(runs) == 4
+    assert len({run.held_out[0]["loss"] for run in runs.values()}) == 1
+    assert len({run.train_losses[0] for run in runs.values()}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["lion8bit", "adamw", "optax.lamb"])
+def test_parameters_are_stored_in_their_dtype_and_state_is_not(task, name, dtype):
+    roundings = ["nearest"] if name.startswith("optax") else ROUNDINGS
+    for way, run in kept(task, name, 2, dtype, roundings).items():
+        assert run.params["w"].dtype == ("float32" if way == "float32" else dtype)
+        assert run.parameter_bytes == run.params["w"].dtype.itemsize * 64 * 64
+        assert dtype not in {leaf.dtype for leaf in jax.tree.leaves(run.state)}
+
+
+def test_float32_parameters_train_as_without_a_choice(task):
+    even = dataclasses.replace(task, params={"w": jnp.full((64, 64), 0.125)})  # has 16 bits
+    run = kept(even, "lion8bit", 5, roundings=["nearest"])["float32"]
+    (plain,) = compare(even, chains("lion8bit", 5), steps=5)
+    # `apply_fused` rounds once where an update and its addition round twice: 2 ulp of a parameter
+    # in every step, and the loss has a relative slope of about 2 in them.
+    np.testing.assert_allclose(run.train_losses, plain.train_losses, rtol=5 * 2 * 2 * 2**-23)
+
+
+def test_steps_below_half_a_gap_are_lost_to_nearest_only(task):
+    # 1e-5 on parameters of 0.1, where numbers of bfloat16 are 5e-4 apart.
+    runs = kept(task, "lion8bit", 30, learning_rate=1e-5, weight_decay=0.0)
+    start, end = ({way: run.held_out[i]["loss"] for way, run in runs.items()} for i in (0, -1))
+    learnt = {way: start[way] - end[way] for way in runs}
+    assert learnt["bfloat16 nearest"] == 0 < learnt["float32"]
+    # 8 bits of residual: a gap is in 256 parts, and a step of 1e-5 five of them, give or take half.
+    assert learnt["bfloat16 compensated"] == pytest.approx(learnt["float32"], rel=0.1)
+    assert learnt["bfloat16 stochastic"] > 0
+
+
+def test_what_compensation_keeps_is_measured(task):
+    run = kept(task, "lion8bit", 10, learning_rate=1e-5)["bfloat16 compensated"]
+    whole = ol.full_precision(run.params, run.state)
+    assert run.held_out[-1]["loss"] == task.evaluate(whole)["loss"]
+    assert run.held_out[-1]["loss_16bit"] == task.evaluate(run.params)["loss"]
+    assert run.held_out[-1]["loss"] != run.held_out[-1]["loss_16bit"]

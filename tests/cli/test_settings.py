@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from optax_lamblion.cli._settings import read_settings
+from optax_lamblion.demo.ways import Way
 
 
 def test_defaults_compare_both_families_with_optax():
@@ -34,6 +35,40 @@ def test_weight_decay_is_set_apart_from_the_learning_rate():
     assert settings.learning_rates["lion8bit"] > 0
 
 
+def test_sixteen_bits_have_defaults_of_their_own():
+    settings = read_settings({"dtype": "bfloat16"})
+    assert [row.name for row in settings.rows] == ["lion8bit"]
+    assert settings.output == Path("optax-lamblion-runs/text-bfloat16")
+
+
+def test_each_rounding_is_compared_with_float32_parameters():
+    settings = read_settings({"dtype": "bfloat16"})
+    assert [(entry.name, entry.way) for entry in settings.entries] == [
+        ("lion8bit, float32", Way("bfloat16")),
+        ("lion8bit, bfloat16 nearest", Way("bfloat16", "nearest")),
+        ("lion8bit, bfloat16 stochastic", Way("bfloat16", "stochastic")),
+        ("lion8bit, bfloat16 compensated", Way("bfloat16", "compensated")),
+    ]
+
+
+def test_roundings_can_be_chosen_and_optaxs_optimizers_have_one():
+    chosen = {"dtype": "float16", "optimizers": "lamb8bit,optax.lamb"}
+    settings = read_settings(chosen | {"param_rounding": "compensated, nearest"})
+    assert [entry.name for entry in settings.entries] == [
+        "lamb8bit, float32", "lamb8bit, float16 compensated", "lamb8bit, float16 nearest",
+        "optax.lamb, float32", "optax.lamb, float16 nearest",
+    ]  # fmt: skip
+
+
+def test_float32_parameters_leave_all_as_it_was():
+    settings = read_settings({"dtype": "float32"})
+    assert [(entry.name, entry.way) for entry in settings.entries] == [
+        (row.name, None) for row in settings.rows
+    ]
+    # So a run goes on that was begun before there was a choice.
+    assert not {"dtype", "param_rounding"} & set(settings.as_json())
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -45,6 +80,15 @@ def test_weight_decay_is_set_apart_from_the_learning_rate():
         ({"learning_rate": ["nan"]}, "0 or more"),
         ({"learning_rate": ["optax.adamw=1e-3"]}, "names no optimizer of this run.*lion8bit"),
         ({"weight_decay": ["=1"]}, "names no optimizer"),
+        ({"param_rounding": "nearest"}, "16 bits. Add `--dtype bfloat16`"),
+        ({"dtype": "float32", "param_rounding": "stochastic"}, "16 bits. Add `--dtype bfloat16`"),
+        ({"dtype": "bfloat16", "param_rounding": "up"}, "Choose from: nearest, stochastic, comp"),
+        ({"dtype": "bfloat16", "param_rounding": ""}, "Choose from: nearest, stochastic, comp"),
+        ({"dtype": "bfloat16", "param_rounding": "nearest,nearest"}, "each named once"),
+        (
+            {"dtype": "bfloat16", "optimizers": "optax.lion", "param_rounding": "stochastic"},
+            "optax.lion is Optax's, which knows no stochastic.*lion8bit",
+        ),
         ({"data": "digits", "heads": 2}, "`--heads` needs `--data text`"),
         ({"data": "digits", "text": Path("x")}, "`--text` needs `--data text`"),
     ],

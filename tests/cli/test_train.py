@@ -2,6 +2,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -189,6 +191,67 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, m
         assert {step: held_out[step] for step in expected} == expected
 
 
+KEPT = ["--data", "digits", "--dtype", "bfloat16", "--quiet", "--output"]
+
+
+def test_digits_with_parameters_kept_in_four_ways(run_cli, tmp_path):
+    status, out, _ = run_cli("train", *KEPT, tmp_path, "--steps", "3")
+    record = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    rows = {row["name"].removeprefix("lion8bit, "): row for row in record["optimizers"]}
+    assert status == 0
+    assert (tmp_path / "comparison.png").read_bytes().startswith(PNG)
+    assert list(rows) == [
+        "float32", "bfloat16 nearest", "bfloat16 stochastic", "bfloat16 compensated",
+    ]  # fmt: skip
+    assert all(f"lion8bit, {way}" in out for way in rows)
+    assert "in 16 bits" in out and "parameter bytes" in out
+    assert record["settings"]["dtype"] == "bfloat16"
+    assert record["settings"]["param_rounding"] == ["nearest", "stochastic", "compensated"]
+    count = record["parameters"]
+    for way, row in rows.items():
+        assert row["learning_rate"] == record["settings"]["learning_rates"]["lion8bit"]
+        assert row["parameter_bytes"] == count * (4 if way == "float32" else 2)
+        assert row["held_out"]["loss_16bit"] > 0
+    sizes = {way: row["state_bytes"] for way, row in rows.items()}
+    assert sizes["float32"] == sizes["bfloat16 nearest"] == sizes["bfloat16 stochastic"]
+    assert count <= sizes["bfloat16 compensated"] - sizes["float32"] < 1.01 * count
+
+
+STOPS = """
+import os, signal, sys
+from optax_lamblion.cli import main
+from optax_lamblion.demo.compare import Run
+
+advance = Run.advance
+
+def stopping(run, batch):
+    advance(run, batch)
+    if run.steps == 3:
+        Run.advance = advance
+        os.kill(os.getpid(), signal.SIGINT)
+
+Run.advance = stopping
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_parameters_of_16_bits_go_on_in_another_process(tmp_path):
+    def run(folder, *program, resume=()):
+        command = [*program, "train", *KEPT, str(tmp_path / folder), "--steps", "6", *resume]
+        return subprocess.run([sys.executable, *command], capture_output=True, check=False)
+
+    module = ("-m", "optax_lamblion")
+    assert run("whole", *module).returncode == 0
+    assert run("parts", "-c", STOPS).returncode == 130
+    assert (tmp_path / "parts/checkpoint.npz").exists()
+    assert run("parts", *module, resume=["--resume"]).returncode == 0
+    whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")
+    assert len(whole) == 4
+    assert {name: curve["train_loss"] for name, curve in parts.items()} == {
+        name: curve["train_loss"] for name, curve in whole.items()
+    }
+
+
 def test_a_run_does_not_overwrite_another(train, monkeypatch):
     status, _, _, folder = train("--steps", "1", "--optimizers", "lion8bit", "--quiet")
     before = (folder / "results.json").read_bytes()
@@ -245,6 +308,8 @@ def test_a_second_ctrl_c_insists():
         (["--batch-size", "0"], "at least 1"),
         (["--text", "nowhere.txt"], "Give the path of a readable file"),
         (["--data", "digits"], "needs `--data text`"),
+        (["--dtype", "float8"], "invalid choice: 'float8'"),
+        (["--param-rounding", "nearest"], "Add `--dtype bfloat16`"),
         (["--steps", "few"], "invalid int value"),
         (["--output", "{book}"], "`--output DIR`"),
     ],
