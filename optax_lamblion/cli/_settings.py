@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
-from optax_lamblion.demo.ways import HALVES, ROUNDINGS, Entry, entries
+from optax_lamblion.demo.ways import HALVES, Entry, entries
+from pallas_kernels.arithmetic.params import ROUNDINGS
 
 DEFAULT_OPTIMIZERS = "optax.lion,lion8bit,optax.lamb,lamb8bit"
 _DEFAULT_OF_HALVES = "lion8bit"  # it is trained four times

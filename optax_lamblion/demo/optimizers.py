@@ -113,9 +113,7 @@ def training_chain(
         decay_steps=max(steps, warmup + 1),
         end_value=0.05 * peak,
     )
-    more = {}
-    if param_rounding != "nearest":
-        more["options"] = ol.StateOptions(param_rounding=param_rounding)
+    more = {"options": ol.StateOptions(param_rounding=param_rounding)} if row.ours else {}
     return optax.chain(
         ol.clip_by_global_norm(1.0),
         row.factory(schedule, weight_decay=decay, **more),

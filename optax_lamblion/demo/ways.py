@@ -19,9 +19,9 @@ import optax
 
 import optax_lamblion as ol
 from optax_lamblion.demo.optimizers import OptimizerRow, training_chain
+from pallas_kernels.arithmetic.params import ROUNDINGS
 
 HALVES = ("bfloat16", "float16")
-ROUNDINGS = ("nearest", "stochastic", "compensated")
 
 
 @dataclasses.dataclass(frozen=True)

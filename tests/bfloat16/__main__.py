@@ -17,6 +17,7 @@ from optax_lamblion.demo.compare import compare
 from optax_lamblion.demo.optimizers import find_optimizers
 from tests.bfloat16 import report
 
+SHOWN = "lion8bit,adamw8bit,lamb8bit"
 SEEDS = (0, 1, 2)
 FACTORS = (1.0, 0.1)
 
@@ -70,7 +71,7 @@ def main(arguments=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--optimizers", default="lion8bit", metavar="A,B,...")
+    parser.add_argument("--optimizers", default=SHOWN, metavar="A,B,...")
     parser.add_argument("--write", action="store_true", help="train nothing")
     parser.add_argument("--steps", type=int, help="so many, and nothing is written: to try it")
     args = parser.parse_args(arguments)

@@ -18,6 +18,7 @@ DOCS = HERE.parents[1] / "docs"
 PAGE = DOCS / "bfloat16.md"
 PLOT = DOCS / "bfloat16-training.png"
 _RESULTS = HERE / "results.json"
+_ROW = re.compile(r"\[([-\d.,\s]+)\]")  # a list of numbers, which belongs on a line
 _PLACE = re.compile(r"(<!-- training -->\n\n)(.*?)(\n\n<!-- /training -->)", re.DOTALL)
 
 FLOAT32 = "float32"
@@ -48,7 +49,8 @@ def read():
 
 def write(results):
     """Keeps the results, and makes page and plot of them."""
-    _RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = _ROW.sub(lambda row: f"[{' '.join(row[1].split())}]", json.dumps(results, indent=1))
+    _RESULTS.write_text(text + "\n", encoding="utf-8")
     page = PAGE.read_text(encoding="utf-8")
     found = _PLACE.search(page)
     shown = page[: found.start(2)] + markdown(results) + page[found.end(2) :]
@@ -128,7 +130,10 @@ def _table(name, trainings):
 def _cells(trainings, way, rate, **kwargs):
     loss = f"{trainings.losses(way, rate, **kwargs).mean():.3f}"
     more = trainings.excess(way, rate, **kwargs)
-    return [loss, f"{more.min():+.4f} to {more.max():+.4f}" if np.any(more) else ""]
+    if not np.any(more):
+        return [loss, ""]
+    least, most = (f"{x:+.4f}".replace("-0.0000", "+0.0000") for x in (more.min(), more.max()))
+    return [loss, f"{least} to {most}"]
 
 
 def figure(results):
@@ -158,6 +163,9 @@ def _draw_curves(ax, trainings, rate):
             steps, losses.min(axis=0), losses.max(axis=0), color=LOOKS[way]["color"], alpha=0.2,
             linewidth=0,
         )  # fmt: skip
+    lowest, highest = ax.dataLim.y0, max(x["loss"][1] for w in WAYS for x in trainings.of(w, rate))
+    margin = 0.05 * (highest - lowest)
+    ax.set_ylim(lowest - margin, highest + margin)  # the start, where all are alike, is far above
     ax.set(xlabel="step", ylabel="held-out loss (nats)")
 
 

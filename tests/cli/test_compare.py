@@ -9,7 +9,8 @@ import optax_lamblion as ol
 from optax_lamblion.demo.compare import Observer, compare
 from optax_lamblion.demo.optimizers import OPTIMIZERS, find_optimizers, training_chain
 from optax_lamblion.demo.task import Task
-from optax_lamblion.demo.ways import ROUNDINGS, entries
+from optax_lamblion.demo.ways import entries
+from pallas_kernels.arithmetic.params import ROUNDINGS
 
 
 @pytest.fixture
