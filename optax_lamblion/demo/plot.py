@@ -54,7 +54,8 @@ def comparison_figure(task: Task, runs: Sequence[Run]) -> Figure:
       A figure that belongs to no window: call its `savefig`.
     """
     layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12, wspace=0.06)
-    figure = Figure(figsize=(10, 5), layout=layout)
+    lines = sum(2 for run in runs if run.way)  # names that say how parameters are kept take two
+    figure = Figure(figsize=(10, max(5, 0.3 * lines)), layout=layout)
     curves, bars = figure.subplots(1, 2, width_ratios=[2.5, 1])
     figure.suptitle(f"{task.title} ({task.parameter_count:,} parameters)", color=_INK, fontsize=12)
     _draw_curves(curves, task, runs)

@@ -79,9 +79,11 @@ def main(arguments=None):
     given = {"steps": args.steps} if args.steps else {}
     for optimizer in [] if args.write else find_optimizers(args.optimizers):
         results[optimizer.name] = train_all(optimizer, **given)
+        if not args.steps:
+            report.write(results)
     if args.steps:
         print(report.markdown(results))
-    else:
+    elif args.write:
         report.write(results)
 
 
