@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import statistics
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -105,7 +106,11 @@ def markdown(results):
     ]
     parts += [_table(name, Trainings(found)) for name, found in results.items()]
     parts.append(f"![{_ALT}]({PLOT.name})")
-    return "\n\n".join(parts)
+    return "\n\n".join(part if part.startswith("|") else _wrapped(part) for part in parts)
+
+
+def _wrapped(text):
+    return textwrap.fill(text, 104, break_on_hyphens=False, break_long_words=False)
 
 
 def _table(name, trainings):

@@ -33,3 +33,10 @@ def test_compensated_is_within_seed_noise_of_float32(optimizer):
     for rate in trainings.rates:
         excess = trainings.excess(report.COMPENSATED, rate)
         assert abs(excess).max() < trainings.seed_noise(rate), rate
+
+
+@OPTIMIZERS
+def test_nearest_is_not_at_a_tenth_of_the_rate(optimizer):
+    trainings = report.Trainings(RESULTS[optimizer])
+    rate = trainings.rates[-1]
+    assert trainings.excess(report.NEAREST, rate).min() > trainings.seed_noise(rate)
