@@ -35,6 +35,28 @@ def on_arrays(step):
     return run
 
 
+class SeenRounded(NamedTuple):
+    """The same, and the residual of parameters or None."""
+
+    out: Any
+    slots: tuple[Any, ...]
+    absmaxes: tuple[Any, ...]
+    skipped: Any = None
+    residual: Any = None
+
+
+def with_residual(step):
+    """As `on_arrays`, with a residual as the last argument, where there is one: `SeenRounded`."""
+
+    def run(spec, g, p, slots, absmaxes, s, dither, residual=None):
+        stepped = step(leaf_of(spec, g, p, slots, absmaxes, s, dither, residual=residual))
+        return SeenRounded(
+            stepped.out, *arrays_of(stepped.slots), stepped.skipped, stepped.residual
+        )
+
+    return run
+
+
 def scalars_of(rule, count=1, *, b1=0.9, b2=0.999, eps=1e-8, bias_correction=True, **others):
     """The scalars of a rule at a step, of numbers and not of schedules."""
     numbers = dict(b1=b1, b2=b2, eps=eps, bias_correction=bias_correction)

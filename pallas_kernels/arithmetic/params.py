@@ -82,7 +82,8 @@ def _bits(x):
 
 
 def _upper_half(bits):
-    return (bits & ~0xFFFF).view(jnp.float32).astype(jnp.bfloat16)
+    # Of which a GPU packs two by one instruction, where a conversion would take three.
+    return (bits >> 16).astype(jnp.int16).view(jnp.bfloat16)
 
 
 def _unit(x):

@@ -16,7 +16,7 @@ from pallas_kernels.arithmetic.dither import Dither
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.mosaic import step as mosaic
 from tests.deviceless.cases import Case, case, ours
-from tests.steps import on_arrays, scalars_of
+from tests.steps import scalars_of, with_residual
 
 SHAPE = (4096, 4096)  # whole tiles: no rows over
 RAGGED = (4099, 1000)
@@ -33,11 +33,14 @@ COMBINED = [(r, d) for r in RULES for d in DTYPES if d in ("bf16", "f32") or r i
 BLOCKS = [("bf16", block) for block in (32, 64, 128, 512, 1024)] + [("f32", 32), ("f32", 1024)]
 
 
-def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, shape=SHAPE):
+def step(
+    rule, p, g, *, codec="power", decay=None, emit="params", block=256, shape=SHAPE,
+    rounding="nearest", by=mosaic.step,
+):  # fmt: skip
     """A `Case`: one step. State is donated, and what the result can take the place of."""
     rule = RULES[rule]
     codecs = tuple(get_codec(codec, slot.signed) for slot in rule.slots)
-    spec = Spec(rule, codecs, block, decay, emit)
+    spec = Spec(rule, codecs, block, decay, emit, param_rounding=rounding)
     array = jax.ShapeDtypeStruct
     number = array((), jnp.uint32)
     scalars = jax.tree.map(lambda _: array((), F32), scalars_of(rule, bias_correction=False))
@@ -48,9 +51,10 @@ def step(rule, p, g, *, codec="power", decay=None, emit="params", block=256, sha
         tuple(array(absmax_shape(shape, block), F32) for _ in rule.slots),
         scalars,
         Dither(number, number, (number,) * len(rule.slots)),
+        array(shape, jnp.int8) if rounding == "compensated" else None,
     )
-    donate = (1, 2, 3) if emit == "params" else (0, 2, 3)
-    return Case(functools.partial(on_arrays(mosaic.step), spec), arguments, donate)
+    donate = (1, 2, 3, 6) if emit == "params" else (0, 2, 3)
+    return Case(functools.partial(with_residual(by), spec), arguments, donate)
 
 
 def _add(name, *arguments, targets=None, **options):

@@ -9,7 +9,6 @@ from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.triton import quantize as quantization
 from tests.deviceless import kernels
-from tests.steps import on_arrays
 from tests.triton import compiling
 from tests.triton.standing_in import BY_TRITON
 
@@ -20,16 +19,18 @@ SHAPES = {"whole": kernels.SHAPE, "ragged": kernels.RAGGED}
 
 
 @functools.cache
-def of_step(
-    rule, dtypes, shape="whole", codec="power", *, emit="params", decay=None, per_thread=None
-):
-    """The kernels of a step, by name."""
+def of_step(rule, dtypes, shape="whole", codec="power", *, per_thread=None, **options):
+    """The kernels of a step, by name. `options` are further ones of `kernels.step`."""
     case = kernels.step(
-        rule, *kernels.DTYPES[dtypes], codec=codec, emit=emit, decay=decay, shape=SHAPES[shape]
+        rule,
+        *kernels.DTYPES[dtypes],
+        codec=codec,
+        shape=SHAPES[shape],
+        by=BY_TRITON.step,
+        **options,
     )
     spec = case.fn.args[0]._replace(per_thread=per_thread)
-    run = functools.partial(on_arrays(BY_TRITON.step), spec)
-    return _by_name(run, *case.args)
+    return _by_name(functools.partial(case.fn.func, spec), *case.args)
 
 
 @functools.cache
