@@ -63,7 +63,8 @@ def compensated(x, dtype, bits):
     per_unit = ((254 << 23) - _unit(rounded)).view(jnp.float32)
     residual = round_to((x - rounded) * per_unit + _centred(bits >> 24, 8))
     residual = jnp.where(jnp.abs(residual) <= 129, residual, 0)  # nothing of infinity and NaN
-    residual = jnp.maximum(jnp.minimum(residual, 127), -128)
+    # Not -128: half a unit below an odd number, the nearest one would be another.
+    residual = jnp.maximum(jnp.minimum(residual, 127), -127)
     return p, residual.astype(jnp.int32).astype(jnp.int8)
 
 

@@ -13,6 +13,7 @@ from pallas_kernels.arithmetic import rules
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither
+from pallas_kernels.arithmetic.params import ROUNDINGS
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.mosaic import step as mosaic
 from tests.deviceless.cases import Case, case, ours
@@ -27,6 +28,8 @@ COUNTED = "lion", "adam", "lamb"
 BF16, F32, F16 = jnp.bfloat16, jnp.float32, jnp.float16
 DTYPES = {"bf16": (BF16, BF16), "f32": (F32, F32), "f32-bf16": (F32, BF16), "f16": (F16, F16)}
 """Of parameter and gradient."""
+EVERYWHERE, COMPILED = ("lion", "compensated"), ("a100", "h200", "b200")
+"""The rule and the rounding of parameters that are compiled for all of these targets."""
 # A rule with a ratio and one without are enough for mixtures; and for float32 the smallest and the
 # largest block.
 COMBINED = [(r, d) for r in RULES for d in DTYPES if d in ("bf16", "f32") or r in ("lion", "lamb")]
@@ -76,6 +79,11 @@ for _rule, _dtypes in COMBINED:
         _ragged = dict(decay="decoupled", emit=_emit, shape=RAGGED)
         if _dtypes in ("bf16", "f32"):
             _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, **_ragged, **ONE)
+# Two roundings of parameters, of which the lion's are also compiled for the other targets.
+for _rule in COUNTED:
+    for _rounding in ROUNDINGS[1:]:
+        _which = dict(targets=COMPILED) if (_rule, _rounding) == EVERYWHERE else ONE
+        _add(f"{_rule}/{_rounding}", _rule, BF16, BF16, rounding=_rounding, **_which)
 for _rule in RULES:
     _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
 for _rule in COUNTED:

@@ -1,9 +1,21 @@
 """What the kernels are promised to be, read off what the compilers made of them."""
 
+import itertools
+
 import pytest
 
 from tests.deviceless.compiling import bytes_moved, copies
-from tests.deviceless.kernels import BLOCKS, COMBINED, COUNTED, HUGE, RAGGED, RULES
+from tests.deviceless.kernels import (
+    BLOCKS,
+    COMBINED,
+    COMPILED,
+    COUNTED,
+    EVERYWHERE,
+    HUGE,
+    RAGGED,
+    ROUNDINGS,
+    RULES,
+)
 from tests.deviceless.sass import instructions_per_element
 from tests.deviceless.targets import TARGETS
 
@@ -172,6 +184,51 @@ def test_kernels_have_few_instructions(facts_for, case):
     counts = instructions(facts_for("h200")[f"kernel/{case}"])
     assert counts.keys() == MOST[case].keys()
     assert all(16 < count <= MOST[case][name] for name, count in counts.items()), counts
+
+
+# A hash is shared by eight elements, so a random number is less than three instructions; one is
+# for NaN, one adds. A residual takes three to be joined, and four to be made.
+FURTHER = {"stochastic": 6, "compensated": 8}
+BY_ROUNDING = pytest.mark.parametrize("rounding", ROUNDINGS[1:])
+
+
+@BY_ROUNDING
+@pytest.mark.parametrize("rule", COUNTED)
+def test_parameters_are_rounded_by_few_instructions(facts_for, rule, rounding):
+    nearest, rounded = (
+        instructions(facts_for("h200")[f"kernel/{rule}/{case}"])
+        for case in ("power/bf16", rounding)
+    )
+    writes = NAMES[rule, "params"][-1]
+    assert rounded.keys() == nearest.keys()
+    assert 2 < rounded.pop(writes) - nearest.pop(writes) <= FURTHER[rounding]
+    assert rounded == nearest  # the norms of LAMB do without
+
+
+@BY_ROUNDING
+@pytest.mark.parametrize("rule", COUNTED)
+def test_rounded_parameters_take_no_launch_and_no_copy(facts_for, rule, rounding):
+    result, nearest = (
+        facts_for("h200")[f"kernel/{rule}/{case}"]["facts"] for case in (rounding, "power/bf16")
+    )
+    assert [x["name"] for x in result["launches"]] == [x["name"] for x in nearest["launches"]]
+    residual = ELEMENTS * (rounding == "compensated")
+    assert result["alias"] - nearest["alias"] == residual
+    assert bytes_moved(result) - bytes_moved(nearest) == pytest.approx(2 * residual, abs=SMALL)
+    assert result["temp"] - nearest["temp"] <= SMALL
+
+
+@pytest.mark.parametrize(
+    ("target", "rule", "rounding"),
+    [
+        *((target, *EVERYWHERE) for target in COMPILED),
+        *(("h200", *x) for x in itertools.product(COUNTED, ROUNDINGS[1:]) if x != EVERYWHERE),
+    ],
+)
+def test_rounding_parameters_spills_nothing(facts_for, target, rule, rounding):
+    for kernel in facts_for(target)[f"kernel/{rule}/{rounding}"]["kernels"].values():
+        code = kernel["sass"]
+        assert code["spilled_bytes"] == code["calls"] == code["loops"] == 0
 
 
 def test_quantizing_has_few_instructions(facts_for):

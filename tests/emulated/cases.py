@@ -39,10 +39,29 @@ LARGE_BLOCKS = {
 }
 """Further ones for Triton."""
 
+ROUNDED = {
+    "stochastic": dict(rounding="stochastic", shape=(9, 512), p=BF16, g=BF16, decay=None),
+    "compensated": dict(rounding="compensated", shape=(9, 512), p=BF16, g=BF16, decay=None),
+    "stochastic, ragged": dict(rounding="stochastic", shape=(127, 77), p=BF16, g=F32, block=128),
+    "compensated, ragged": dict(rounding="compensated", shape=(127, 77), p=BF16, g=F32, block=128),
+    "stochastic, float16": dict(
+        rounding="stochastic", shape=(40, 1024), p=F16, g=F16, block=1024, decay="coupled"
+    ),
+    "compensated, float16": dict(
+        rounding="compensated", shape=(5000,), p=F16, g=BF16, block=64, decay="coupled"
+    ),
+}
+"""Further ones, of steps that are smaller than half a unit of their parameters."""
+
 EVERYWHERE = "tile and rows", "counted", "dynamic"
 """Those that are emulated for every target."""
 
 DAILY = {
+    "h200": (
+        "rounded/lion/compensated/poison",
+        "rounded/lamb/stochastic, ragged/numbers",
+        "rounded/adam/compensated, float16/poison",
+    ),
     "triton-sm_90": (
         "lion/counted",
         "lion/flat/poison",
@@ -57,7 +76,8 @@ DAILY = {
     "triton-sm_80": ("lamb/tile and rows/poison",),
     "triton-sm_75": ("lamb/tile and rows/poison", "lion/counted/poison"),
 }
-"""How the names of those begin that are emulated every day, where that is not all."""
+"""How the names of those begin that are emulated every day, where that is not all: of Mosaic's, all
+but others that are `rounded`."""
 
 DATA = {
     "numbers": {},
@@ -88,4 +108,16 @@ def steps(target):
         poison = {7: most, 700: -most, 8200: most * (1 + 2.0**-7)}  # as bfloat16
         case = dataclasses.replace(found[f"{rule}/counted/numbers"], poison=poison)
         found[f"{rule}/counted/limits"] = case
+    return found | _rounded()
+
+
+def _rounded():
+    found, small = {}, {"step_size": -(2.0**-12)}
+    for (rule, made), (program, seen) in itertools.product(RULES.items(), ROUNDED.items()):
+        case = Case(made, "params", change=small, **seen)
+        name = f"rounded/{rule}/{program}"
+        found[f"{name}/numbers"] = case
+        found[f"{name}/poison"] = dataclasses.replace(case, poison=DATA["poison"]["poison"])
+        if case.decay is None and not made.ratio:  # else what is no number is all over
+            found[f"{name}/odd parameters"] = dataclasses.replace(case, odd=True)
     return found

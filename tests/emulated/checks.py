@@ -23,7 +23,7 @@ def long(target):
         found |= huge.LONG
     for rule in cases.RULES.values():
         for name, check in _of_suite(check_step, check_step.checks(rule, _RUN)).items():
-            if is_triton(target) or (target in cases.MOST and " have the bits of " in name):
+            if is_triton(target) or (target in cases.MOST and " have the " in name):
                 found[name] = check
     return found
 
@@ -45,7 +45,9 @@ def _every(target):
 
 
 def _is_daily(target, name):
-    return not is_triton(target) or name.startswith(cases.DAILY[target])
+    if not is_triton(target) and not name.startswith("rounded/"):
+        return True
+    return name.startswith(cases.DAILY.get(target, ()))
 
 
 def program(name):

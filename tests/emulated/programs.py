@@ -9,7 +9,7 @@ import jax
 
 from pallas_kernels.dispatch import IMPLEMENTATIONS
 from tests.emulated import launching
-from tests.steps import on_arrays
+from tests.steps import with_residual
 
 
 def implementation():
@@ -35,7 +35,7 @@ def general(spec):
 
 
 def _step(spec, implementation):
-    step = on_arrays(IMPLEMENTATIONS[implementation].steps.step)
+    step = with_residual(IMPLEMENTATIONS[implementation].steps.step)
     return jax.jit(functools.partial(step, spec))
 
 

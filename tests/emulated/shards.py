@@ -80,7 +80,7 @@ def _apart(leaf, count):
         made = [moments(x) for x in shards]
         factor = ratio(sum(jnp.sum(x.sums, axis=0) for x in made), leaf.scalars)
         outs = [
-            apply(x.replace(slots=half.slots), factor, half.tiles)
+            apply(x.replace(slots=half.slots), factor, half.tiles).out
             for x, half in zip(shards, made, strict=True)
         ]
     slots = zip(*(arrays_of(x.slots) for x in made), strict=True)

@@ -24,7 +24,7 @@ from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.mosaic.tile import INTERPRET
 from pallas_kernels.xla import step as xla
 from tests.gpu import comparing
-from tests.steps import leaf_of, on_arrays, scalars_of
+from tests.steps import leaf_of, scalars_of, with_residual
 
 TILES = (4096, 4096)
 FLAT = (50001, 77)
@@ -69,6 +69,10 @@ class Case:
     has_params: bool = True
     change: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Of scalars."""
+    rounding: str = "nearest"
+    """Of parameters of 16 bits."""
+    odd: bool = False
+    """Whether there are parameters that are no numbers, zeros, or the largest that there are."""
 
     @property
     def scalars(self):
@@ -83,9 +87,9 @@ class Case:
         words += [f"g={self.g}", f"block={self.block}", self.codec, f"decay={self.decay}"]
         words += ["poison"] * bool(self.poison) + ["zeros"] * self.zeros + ["fresh"] * self.fresh
         words += [f"lost={list(self.lost)}"] * bool(self.lost) + ["count"] * self.count_skipped
-        words += ["no params"] * (not self.has_params) + [
-            f"{k}={v}" for k, v in self.change.items()
-        ]
+        words += ["no params"] * (not self.has_params) + ["odd params"] * self.odd
+        words += [f"{k}={v}" for k, v in self.change.items()]
+        words += [self.rounding] * (self.rounding != "nearest")
         return " ".join(words)
 
 
@@ -95,6 +99,7 @@ def cases(rule):
     for shape, emit in itertools.product(SHAPES, EMITS):
         p, g = next(dtypes)
         yield Case(rule, emit, shape, p, g)
+    yield from rounded(rule)
     for (p, g), emit in zip(DTYPES, itertools.cycle(EMITS), strict=False):
         yield Case(rule, emit, (17, 1024), p, g)
     for codec, emit in itertools.product(("dynamic", "linear"), EMITS):
@@ -121,6 +126,21 @@ def cases(rule):
     else:
         yield Case(rule, "params", change={"ratio_scale": 0.5, "ratio_high": 1.0})
         yield Case(rule, "params", change={"ratio_low": 0.01, "ratio_high": 0.02})
+
+
+SMALL_STEP = {"step_size": -(2.0**-12)}
+"""Less than half a unit of most parameters of 16 bits."""
+
+
+def rounded(rule):
+    """Steps whose parameters are not rounded to the nearest."""
+    for rounding in ("stochastic", "compensated"):
+        made = functools.partial(Case, rule, "params", change=SMALL_STEP, rounding=rounding)
+        yield made(TILES, decay=None)
+        yield made(FLAT, g="float32", poison=POISON)
+        yield made((40, 1024), "float16", "float16", decay="coupled", poison=POISON)
+        if not rule.ratio:  # or all of the leaf would be lost
+            yield made((33, 256), decay=None, odd=True)
 
 
 PARTS = (2 * GRAIN + 4700,), (66, 2048)
@@ -154,7 +174,7 @@ def checks(rule, run, kernels=None):
         )
         if skipped:
             continue
-        yield case.name, functools.partial(_check, case, kernels)
+        yield case.name, functools.partial(check, case, kernels)
     for shape in PARTS:
         if not run.tiny:
             case = Case(rule, "updates", shape, "float32", "float32", count_skipped=True)
@@ -168,6 +188,17 @@ def checks(rule, run, kernels=None):
             f"shards have the bits of the tensor: {case.name}",
             functools.partial(_in_shards, case, kernels),
         )
+    if rule.form == "sign" and not run.tiny:
+        for rounding, (shape, parts) in itertools.product(
+            ("stochastic", "compensated"),
+            ((PARTS[0], _in_pieces), ((64, 2048), _in_shards)),
+        ):
+            case = Case(rule, "params", shape, decay=None, rounding=rounding, count_skipped=True)
+            which = "pieces" if parts is _in_pieces else "shards"
+            yield (
+                f"{which} have the parameters of the leaf: {case.name}",
+                functools.partial(parts, case, kernels),
+            )
 
 
 lion = functools.partial(checks, rules.LION)
@@ -176,41 +207,54 @@ lamb = functools.partial(checks, rules.LAMB)
 lamb_amsgrad = functools.partial(checks, rules.LAMB_AMSGRAD)
 
 
-def _check(case, kernels):
+def check(case, kernels):
+    """Raises `AssertionError`, or returns what was seen of a case."""
     spec, given = comparing.spec(case), comparing.inputs(case)
-    steps = on_arrays(kernels.step), on_arrays(xla.step)
+    steps = with_residual(kernels.step), with_residual(xla.step)
     kernel, general = (jax.jit(functools.partial(step, spec))(*given) for step in steps)
     return comparing.judge(case, given, kernel, general)
 
 
+def _leaf_of(case):
+    *arrays, dither = comparing.inputs(case)[:6]
+    residual = comparing.inputs(case)[6:] or (None,)
+    return leaf_of(comparing.spec(case), *arrays, dither, residual=residual[0])
+
+
 def _in_pieces(case, kernels):
     """A leaf in two pieces, of which the second begins after a grain."""
-    leaf = leaf_of(comparing.spec(case), *comparing.inputs(case))
+    leaf = _leaf_of(case)
     whole = jax.jit(kernels.step)(leaf)
     step = jax.jit(kernels.moments if case.rule.ratio else kernels.step)
+    target = leaf.p if case.emit == "params" else jnp.zeros(case.shape, case.g)
     skipped = 0.0
     for first, last in ((0, 1), (1, None)):
 
-        def piece(slot, first=first, last=last):
-            part, blocks = (
-                slice(first * n, None if last is None else last * n)
-                for n in (GRAIN, GRAIN // case.block)
-            )
-            values, absmax = slot.values.reshape(-1), slot.absmax.reshape(-1)
-            return StoredSlot(as_rows(values[part], case.block), absmax[blocks])
+        def part(x, n, first=first, last=last):
+            return x.reshape(-1)[first * n : None if last is None else last * n]
 
+        def piece(slot, part=part):
+            values, absmax = part(slot.values, GRAIN), part(slot.absmax, GRAIN // case.block)
+            return StoredSlot(as_rows(values, case.block), absmax)
+
+        residual = None if leaf.residual is None else part(leaf.residual, GRAIN)
         slots = tuple(map(piece, leaf.slots))
-        target = jnp.zeros(case.shape, case.g)
-        made = step(leaf.replace(slots=slots, target=target, start=jnp.int32(first)))
+        here = leaf.replace(slots=slots, residual=residual, start=jnp.int32(first))
+        made = step(here.replace(target=target))
         jax.tree.map(np.testing.assert_array_equal, made.slots, tuple(map(piece, whole.slots)))
+        if residual is not None:
+            np.testing.assert_array_equal(made.residual, part(whole.residual, GRAIN))
+        target = target if case.rule.ratio else made.out
         skipped += float(made.skipped)
     assert skipped == float(whole.skipped)
+    if case.emit == "params":
+        np.testing.assert_array_equal(target, whole.out)
     return {"elements": math.prod(case.shape)}
 
 
 def _in_shards(case, kernels):
     """A tensor in shards of whole tiles, divided along both axes."""
-    leaf = leaf_of(comparing.spec(case), *comparing.inputs(case))
+    leaf = _leaf_of(case)
     step = jax.jit(kernels.step)
     whole = step(leaf)
     rows, columns = case.shape[0] // 2, case.shape[1] // 2
@@ -221,8 +265,12 @@ def _in_shards(case, kernels):
             return x[i * a : (i + 1) * a, j * b : (j + 1) * b]
 
         place = Place(case.shape, (rows, columns), (jnp.uint32(i * rows), jnp.uint32(j * columns)))
-        g, p, slots = jax.tree.map(shard, (leaf.g, leaf.p, leaf.slots))
-        made = step(leaf.replace(g=g, p=p, slots=slots, dither=leaf.dither._replace(place=place)))
+        g, p, slots, residual = jax.tree.map(shard, (leaf.g, leaf.p, leaf.slots, leaf.residual))
+        here = leaf.replace(g=g, p=p, slots=slots, residual=residual)
+        made = step(here.replace(dither=leaf.dither._replace(place=place)))
         expected = jax.tree.map(shard, whole.slots)
         jax.tree.map(np.testing.assert_array_equal, made.slots, expected)
+        if case.emit == "params":
+            expected = jax.tree.map(shard, (whole.out, whole.residual))
+            jax.tree.map(np.testing.assert_array_equal, (made.out, made.residual), expected)
     return {"elements": math.prod(case.shape)}

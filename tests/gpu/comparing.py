@@ -19,6 +19,7 @@ from pallas_kernels.arithmetic.codecs import get_codec
 from pallas_kernels.arithmetic.dither import Dither, even_digits
 from pallas_kernels.arithmetic.step import Spec
 from tests import oracles
+from tests.gpu import comparing_params
 from tests.kernels.codec_judge import level_error
 from tests.kernels.step_judge import OPERATIONS, ULP, float64
 
@@ -36,7 +37,7 @@ DIVISION = 1e-6
 
 
 def inputs(case):
-    """`(g, p, slots, absmaxes, s, dither)` of a case, from a fixed seed."""
+    """`(g, p, slots, absmaxes, s, dither)` of a case, from a fixed seed, and a residual if any."""
     rng, shape = np.random.default_rng(0), case.shape
     size = math.prod(shape)
     g = rng.standard_normal(shape, np.float32) * 2.0**-6
@@ -71,14 +72,23 @@ def inputs(case):
     p = jnp.asarray(p).astype(case.p) if case.has_params else None
     dither = Dither(jnp.uint32(STEP), jnp.uint32(zlib.crc32(LEAF.encode())))
     dither = dither.scrambled(even_digits(case.rule, s))
-    return g, p, tuple(slots), tuple(absmaxes), s, dither
+    if case.odd:
+        p = comparing_params.with_odd_ones(p)
+    residual = [comparing_params.residual_of(p)] if case.rounding == "compensated" else []
+    return g, p, tuple(slots), tuple(absmaxes), s, dither, *residual
 
 
 def spec(case):
     """The `Spec` of a case."""
     codecs = tuple(get_codec(case.codec, slot.signed) for slot in case.rule.slots)
     return Spec(
-        case.rule, codecs, case.block, case.decay, case.emit, count_skipped=case.count_skipped
+        case.rule,
+        codecs,
+        case.block,
+        case.decay,
+        case.emit,
+        count_skipped=case.count_skipped,
+        param_rounding=case.rounding,
     )
 
 
@@ -89,12 +99,14 @@ def judge(case, given, kernel, general):
     Args:
       case: A `check_step.Case`.
       given: From `inputs`.
-      kernel: What the kernels made of it, `tests.steps.Seen`.
+      kernel: What the kernels made of it, `tests.steps.Seen` or `SeenRounded`.
       general: What XLA did.
     """
-    g, p, slots, absmaxes, s, _ = given
+    g, p, slots, absmaxes, s, _, *residual = given
     s = jax.tree.map(float, s)
-    p64 = None if p is None else float64(p)
+    stored = p64 = None if p is None else float64(p)
+    if residual:
+        p64 = comparing_params.joined(p, *residual)
     gradient = float64(g)
     size = np.abs(gradient)
     if s.grad_scale is not None:
@@ -113,18 +125,26 @@ def judge(case, given, kernel, general):
     seen = {}
     for i, (slot, value, error) in enumerate(_moments(case, s, gradient, size, usable, old)):
         seen |= _judge_slot(case, i, slot, value, error, kernel, general)
-    lost = _lost(case, usable)
+    lost, rounded = _lost(case, usable), []
     for name, step in (("kernel", kernel), ("XLA", general)):
         new = [decoded(i, *x) for i, x in enumerate(zip(step.slots, step.absmaxes, strict=True))]
         if case.rule.form == "sign":
             update, bound, free = _lion(case, s, gradient, size, usable, old[0], p64)
         else:
-            update, bound = _adam(case, s, usable, new, p64, DIVISION * (name == "kernel"))
+            # Norms do without the residual, unless the gradient has it.
+            of_norm = p64 if case.decay == "coupled" else stored
+            division = DIVISION * (name == "kernel")
+            update, bound = _adam(case, s, usable, new, p64, of_norm, division)
             free = None
-        seen |= _judge_out(case, name, step.out, g, p, p64, update, bound, free, lost)
+        if case.rounding == "nearest":
+            seen |= _judge_out(case, name, step.out, g, p, p64, update, bound, free, lost)
+        else:
+            rounded.append(comparing_params.Made(name, step, update, bound, free))
         skipped = None if step.skipped is None else float(step.skipped)
         expected = float(np.sum(~usable)) if case.count_skipped else None
         assert skipped == expected, f"{name} counted {skipped} skipped elements, not {expected}"
+    if rounded:
+        seen |= comparing_params.judge(case, given, p64, usable, lost, rounded)
     return seen
 
 
@@ -248,7 +268,7 @@ def _lion(case, s, gradient, size, usable, mu, p):
     return update, 4 * ULP * abs(s.step_size) * (1 + np.abs(decay)), free
 
 
-def _adam(case, s, usable, new, p, division):
+def _adam(case, s, usable, new, p, of_norm, division):
     """The update from new slots, and how far it may be off; LAMB's is that times its ratio."""
     own = s.own
     m, root = new[0], np.sqrt(new[-1] * (own.debias2 if len(new) == 2 else 1.0))
@@ -261,7 +281,9 @@ def _adam(case, s, usable, new, p, division):
     if not case.rule.ratio:
         return s.step_size * direction, abs(s.step_size) * relative * magnitude
     relative += 2 * division
-    p_norm, u_norm = np.linalg.norm(p), np.linalg.norm(direction)
+    of_residual = s.weight_decay * (p - of_norm) if case.decay == "decoupled" else 0.0
+    p_norm = np.linalg.norm(of_norm)
+    u_norm = np.linalg.norm(np.where(usable, direction - of_residual, 0))
     ratio = 1.0
     if p_norm > 0 and u_norm > 0:
         ratio = float(np.clip(s.ratio_scale * p_norm / u_norm, s.ratio_low, s.ratio_high))

@@ -34,7 +34,7 @@ from tests.gpu import (
 from tests.gpu.environment import ROOT
 from tests.gpu.parts import PARTS
 from tests.gpu.records import Records, Run, Skipped, read
-from tests.steps import on_arrays
+from tests.steps import on_arrays, with_residual
 
 
 def run_suite(*arguments, **environment):
@@ -173,6 +173,59 @@ def test_of_a_large_leaf_every_sixteenth_block_is_predicted(case, monkeypatch):
     wrong = seen._replace(slots=(at, *seen.slots[1:]))
     with pytest.raises(AssertionError, match="codes of kernel wrong"):
         comparing.judge(case, given, wrong, wrong)
+
+
+ROUNDED = [
+    check_step.Case(
+        rules.LION, "params", decay=None, change=check_step.SMALL_STEP, rounding="stochastic"
+    ),
+    check_step.Case(
+        rules.ADAM, "params", change=check_step.SMALL_STEP, rounding="compensated", poison=POISON
+    ),
+    check_step.Case(
+        rules.LION, "params", p="float16", change=check_step.SMALL_STEP, rounding="compensated"
+    ),
+]
+
+
+@pytest.mark.parametrize("case", ROUNDED, ids=lambda case: f"{by_name(case)}-{case.rounding}")
+def test_the_judge_of_rounded_parameters_notices_small_mistakes(case):
+    given = comparing.inputs(case)
+    spec, step = comparing.spec(case), with_residual(xla.step)
+    seen = jax.jit(functools.partial(step, spec))(*given)
+    comparing.judge(case, given, seen, seen)
+    p, unit = seen.out[3, 3], jnp.finfo(seen.out.dtype).eps
+    to_nearest = jax.jit(functools.partial(step, spec._replace(param_rounding="nearest")))
+    nearest = to_nearest(*given[:6])
+    mistakes = [
+        seen._replace(out=seen.out.at[3, 3].set((p * (1 + 2 * unit)).astype(p.dtype))),
+        seen._replace(out=seen.out.at[3, 3].set(jnp.nan)),
+        seen._replace(out=given[1]),
+        seen._replace(out=seen.out.astype(jnp.float32)),
+    ]
+    if case.rounding == "stochastic":
+        mistakes.append(seen._replace(out=nearest.out))
+        mistakes.append(seen._replace(out=seen.out.at[3, 3].set(given[1][3, 4])))
+        dither = given[5]._replace(step=given[5].step + 1)
+        other = jax.jit(functools.partial(step, spec))(*given[:5], dither)
+        mistakes.append(seen._replace(out=other.out))
+    else:
+        residual = seen.residual
+        mistakes += [
+            seen._replace(residual=x)
+            for x in (
+                given[6],
+                jnp.zeros_like(residual),
+                residual.at[3, 3].set(residual[3, 3] ^ 3),
+                residual.astype(jnp.int16),
+            )
+        ]
+        # What is not read of the residual.
+        without = jax.jit(functools.partial(step, spec))(*given[:6], jnp.zeros_like(residual))
+        mistakes.append(without)
+    for mistake in mistakes:
+        with pytest.raises(AssertionError):
+            comparing.judge(case, given, mistake, seen)
 
 
 def test_every_case_of_a_step_has_a_name_of_its_own():

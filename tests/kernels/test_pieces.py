@@ -18,7 +18,7 @@ from pallas_kernels.tiled.running import Sums
 from pallas_kernels.xla import step as xla
 from tests.kernels.interpreted import interpreted_step
 from tests.kernels.test_mosaic import Leaf, identity, xla_step
-from tests.steps import Seen, arrays_of, leaf_of
+from tests.steps import Seen, SeenRounded, arrays_of, leaf_of
 
 # In grains. Of different lengths, and the last one ragged where the leaf is.
 CUTS = (0, 1, 3)
@@ -26,8 +26,8 @@ CUTS = (0, 1, 3)
 
 def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
     """A step like `xla.step`, of a leaf cut after so many grains."""
-    g, p, slots, absmaxes, s, dither = arrays
-    leaf = leaf_of(spec, *arrays)
+    g, p, slots, absmaxes, s, dither, *residual = arrays
+    leaf = leaf_of(spec, *arrays[:6], residual=residual[0] if residual else None)
     block, pairs = spec.block_size, list(zip(cuts, (*cuts[1:], None), strict=True))
 
     def part(x, first, last, flat):
@@ -40,22 +40,26 @@ def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
             StoredSlot(part(x.values, first, last, False), part(x.absmax, first, last, True))
             for x in leaf.slots
         )
-        return leaf.replace(slots=stored, start=jnp.int32(first), p=None if to_params else p)
+        lacking = None if not residual else part(*residual, first, last, False)
+        return leaf.replace(
+            slots=stored, start=jnp.int32(first), p=None if to_params else p, residual=lacking
+        )
 
     to_params = spec.emit == "params"
     target = p if to_params else jnp.zeros(p.shape, promote(g.dtype, p.dtype))
     pieces = [piece(*pair) for pair in pairs]
     call = lambda name: functools.partial(getattr(module, name), **kwargs)  # noqa: E731
-    new = []
+    new, residuals = [], []
     if spec.rule.ratio:
         new = [call("moments")(x.replace(target=target)) for x in pieces]
         factor = ratio(sum_of_grains(jnp.concatenate([x.sums for x in new])), s)
         for x, half in zip(pieces, new, strict=True):
-            target = call("apply")(x.replace(slots=half.slots, target=target), factor)
+            made = call("apply")(x.replace(slots=half.slots, target=target), factor)
+            target, residuals = made.out, [*residuals, made.residual]
     else:
         for x in pieces:
             new.append(call("step")(x.replace(target=target)))
-            target = new[-1].out
+            target, residuals = new[-1].out, [*residuals, new[-1].residual]
     columns = zip(*(x.slots for x in new), strict=True)
     stored = tuple(
         jax.tree.map(
@@ -65,9 +69,11 @@ def in_pieces(module, spec, arrays, cuts=CUTS, **kwargs):
         )
         for whole, parts in zip(leaf.slots, columns, strict=True)
     )
-    return Seen(
-        target, *arrays_of(stored), sum(x.skipped for x in new) if spec.count_skipped else None
-    )
+    skipped = sum(x.skipped for x in new) if spec.count_skipped else None
+    if not residual:
+        return Seen(target, *arrays_of(stored), skipped)
+    joined = jnp.concatenate([x.reshape(-1) for x in residuals]).reshape(residual[0].shape)
+    return SeenRounded(target, *arrays_of(stored), skipped, joined)
 
 
 RAGGED, ROWS = (4 * GRAIN + 4700,), (35, 8192)

@@ -122,7 +122,7 @@ def apart(step, shape, shards):
     out = jax.tree.map(np.zeros_like, (arrays[1], arrays[2], arrays[3]))
     for index, here, tiles in halves:
         factor = ratio(total, SCALARS.astype(jnp.float32))
-        made = jax.tree.leaves((apply(here, factor, tiles), *arrays_of(here.slots)))
+        made = jax.tree.leaves((apply(here, factor, tiles).out, *arrays_of(here.slots)))
         for whole, x in zip(jax.tree.leaves(out), made, strict=True):
             shard(whole, index)[...] = x
     return out

@@ -60,6 +60,25 @@ def test_kernels_do_not_spill(gpu, step):
         assert not re.search(r"\b(STL|LDL|CALL)\b", " ".join(code["way"])), name
 
 
+ROUNDED = {
+    (75, "lion", "compensated"): 8,
+    (90, "lion", "stochastic"): 6,
+    (90, "lamb", "compensated"): 8,
+}
+"""How many instructions more than to the nearest parameter."""
+
+
+@pytest.mark.parametrize("gpu, rule, rounding", ROUNDED)
+def test_parameters_are_rounded_by_few_instructions(gpu, rule, rounding):
+    nearest, rounded = (
+        steps.of_step(rule, "bf16", rounding=x)[f"{rule}_{'apply' if rule == 'lamb' else 'step'}"]
+        for x in ("nearest", rounding)
+    )
+    count, before = (compiling.instructions(x, gpu) for x in (rounded, nearest))
+    assert 0 < count - before <= ROUNDED[gpu, rule, rounding]
+    assert compiling.facts(rounded, gpu)["spilled_bytes"] == 0
+
+
 @pytest.mark.parametrize("name, dtype, most", [("lion_step", "bf16", 37), ("lion_step", "f32", 36)])
 def test_a_step_of_lion_has_few_instructions(name, dtype, most):
     kernel = steps.of_step("lion", dtype)[name]

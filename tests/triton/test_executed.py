@@ -21,8 +21,10 @@ from pallas_kernels.tiled.running import Sums
 from pallas_kernels.triton import launch
 from pallas_kernels.triton.tile import BLOCK_SIZES
 from tests import oracles
+from tests.gpu import check_step
 from tests.kernels import (
     test_broken_numbers,
+    test_param_rounding_kernels,
     test_pieces,
     test_places,
     test_rules_against_oracle,
@@ -57,6 +59,26 @@ LEAVES += [pytest.param(x, marks=pytest.mark.long) for x in steps.LEAVES if x no
 @pytest.mark.parametrize("leaf", LEAVES, ids=identity)
 def test_a_kernel_does_what_xla_does(leaf):
     steps.test_a_kernel_does_what_xla_does(STEP, leaf)
+
+
+ROUNDED = {
+    ("lion", "ragged", "compensated"),
+    ("lion", "odd", "stochastic"),
+    ("lion", "odd", "compensated"),
+    ("lamb", "float16", "stochastic"),
+    ("adam", "tile and rows", "compensated"),
+}
+
+
+@pytest.mark.parametrize("case", test_param_rounding_kernels.cases(ROUNDED))
+def test_parameters_are_rounded_as_the_oracle_and_xla_say(case):
+    check_step.check(case, check_step.Kernels(MODULE.step, MODULE.moments))
+
+
+@pytest.mark.parametrize("name", test_param_rounding_kernels.in_parts())
+def test_parts_of_a_leaf_are_rounded_as_the_leaf_is(name):
+    kernels = check_step.Kernels(MODULE.step, MODULE.moments)
+    test_param_rounding_kernels.in_parts(kernels)[name]()
 
 
 DAILY = [
