@@ -225,6 +225,27 @@ MUTANTS = [
         f"{KERNELS}/test_dither.py -k 'wrap_no and kernels and power'",
     ),
     Mutant(
+        "kernels do not read the residual of parameters",
+        f"{TILED}/bodies.py",
+        "if residual is None else joined(p, tile.load(residual))",
+        "",
+        f"{KERNELS}/test_param_rounding_kernels.py -k 'lion and compensated'",
+    ),
+    Mutant(
+        "a kernel's tiles draw the same random numbers",
+        f"{TILED}/rows.py",
+        "row = self.spread(self.blocks(place))",
+        "row = self.spread(self.blocks(place) % 4)",
+        f"{KERNELS}/test_param_rounding_kernels.py -k 'lion and stochastic'",
+    ),
+    Mutant(
+        "the NaN of a GPU is rounded up to zero",
+        f"{ARITHMETIC}/params.py",
+        "jnp.minimum(x.astype(jnp.float32).view(jnp.int32), _NAN)",
+        "x.astype(jnp.float32).view(jnp.int32)",
+        f"{KERNELS}/test_param_rounding_kernels.py -k computes_is_stored",
+    ),
+    Mutant(
         "a rule without a trust ratio gets one",
         f"{TILED}/step.py",
         "    if rule.ratio:\n        halfway",

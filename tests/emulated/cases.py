@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 
 from pallas_kernels.arithmetic import rules
-from tests.gpu.check_step import POISON, Case
+from tests.gpu.check_step import POISON, SMALL_STEP, Case
 
 BF16, F32, F16 = "bfloat16", "float32", "float16"
 RULES = {x.name: x for x in (rules.LION, rules.ADAM, rules.LAMB, rules.LAMB_AMSGRAD)}
@@ -112,9 +112,9 @@ def steps(target):
 
 
 def _rounded():
-    found, small = {}, {"step_size": -(2.0**-12)}
+    found = {}
     for (rule, made), (program, seen) in itertools.product(RULES.items(), ROUNDED.items()):
-        case = Case(made, "params", change=small, **seen)
+        case = Case(made, "params", change=SMALL_STEP, **seen)
         name = f"rounded/{rule}/{program}"
         found[f"{name}/numbers"] = case
         found[f"{name}/poison"] = dataclasses.replace(case, poison=DATA["poison"]["poison"])

@@ -12,23 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.arithmetic.params import ROUNDINGS
 from pallas_kernels.arithmetic.shards import Place
 from tests.emulated import cases, launching, programs
 from tests.gpu import comparing
-from tests.gpu.check_step import Case
+from tests.gpu.check_step import SMALL_STEP, Case
 
 ROWS, BLOCK = 48, 256
 """Of the end: whole tiles."""
 
 
-def _last_tiles(rule, dtype, before, count=ROWS):
+def _last_tiles(rule, dtype, before, count=ROWS, **others):
     """The last `count` rows of a leaf that has so many before them."""
     rows = before + count
-    case = Case(rule, "params", (count, BLOCK), dtype, dtype, poison=cases.DATA["poison"]["poison"])
+    poison = cases.DATA["poison"]["poison"]
+    case = Case(rule, "params", (count, BLOCK), dtype, dtype, poison=poison, **others)
     given, (step, _) = comparing.inputs(case), programs.steps(comparing.spec(case))
-    *arrays, dither = given
+    *arrays, dither = given[:6]
     place = Place((rows, BLOCK), case.shape, (jnp.uint32(before), None))
-    shard = jax.device_get(step(*arrays, dither._replace(place=place)))
+    shard = jax.device_get(step(*arrays, dither._replace(place=place), *given[6:]))
     large = _large(case, rows)
     kernels = iter(large)
     with launching.current().changed(lambda small: _at_the_end(next(kernels), small)):
@@ -79,6 +81,13 @@ CHECKS = _checks((32,), ("lion", "lamb"), ("bfloat16",))
 LONG = _checks((31, 34), ("lion", "adam", "lamb"), ("bfloat16",)) | _checks(
     (32,), ("adam", "lamb_amsgrad"), ("float32",)
 )
+LONG |= {
+    f"end of 2**34 elements/{rule}/{rounding}": functools.partial(
+        _last_tiles, made, "bfloat16", 2**34 // BLOCK, change=SMALL_STEP, rounding=rounding
+    )
+    for rule, made in cases.RULES.items() if rule in ("lion", "lamb")
+    for rounding in ROUNDINGS[1:]
+}  # fmt: skip
 MASKED = {
     f"end of 2**33 elements/{rule}/not whole": functools.partial(
         _last_tiles, cases.RULES[rule], "bfloat16", 2**33 // BLOCK, ROWS - 1

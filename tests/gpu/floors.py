@@ -10,6 +10,10 @@ _SCALES = 2 * 4 / BLOCK
 """A scale read and written."""
 
 
+RESIDUAL = 2
+"""A residual of a parameter, read and written."""
+
+
 def lion8(g, p, form):
     """8-bit Lion. Forms: "apply_fused", "update" (with `apply_updates`), both also by XLA."""
     return {

@@ -17,6 +17,7 @@ from pallas_kernels import get_codec
 from pallas_kernels.arithmetic import rules
 from pallas_kernels.arithmetic.blocks import absmax_shape
 from pallas_kernels.arithmetic.dither import Dither, even_digits
+from pallas_kernels.arithmetic.params import ROUNDINGS
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.mosaic.tile import INTERPRET
@@ -45,6 +46,8 @@ def programs(run):
     for name, (dtype, pair) in itertools.product(names, DTYPES.items()):
         yield ours("large", leaves, name, dtype, pair, True, profile=True)
     gpt2, bf16 = model("gpt2-124m", run), DTYPES["bf16"]
+    for name, rounding in itertools.product(names, ROUNDINGS[1:]):
+        yield ours("large", leaves, name, "bf16", bf16, True, rounding=rounding)
     for name in names:
         yield ours("gpt2", gpt2, name, "bf16", bf16, True, profile=True)
     yield looped(gpt2)
@@ -180,16 +183,22 @@ def elements(leaves):
 
 def ours(
     what, leaves, name, dtype, pair, fused, implementation=None, codec="power", profile=False,
-    count_skipped=False,
+    count_skipped=False, rounding="nearest",
 ):  # fmt: skip
     """A `Program`: one step of an optimizer of this package."""
-    options = StateOptions(implementation=implementation, codec=codec, count_skipped=count_skipped)
+    options = StateOptions(
+        implementation=implementation,
+        codec=codec,
+        count_skipped=count_skipped,
+        param_rounding=rounding,
+    )
     tx = getattr(optax_lamblion, name)(1e-4, weight_decay=0.1, options=options)
     params, grads = trees(leaves, pair)
     step, carry = stepping(tx, params, fused)
     mode = "apply_fused" if fused else "update"
     by = f", {implementation}" if implementation else ""
     words = [name, dtype, mode + by] + [codec] * (codec != "power") + ["count"] * count_skipped
+    words += [rounding] * (rounding != "nearest")
     p, g = (jnp.dtype(x).itemsize for x in pair)
     about = {
         "what": what,
@@ -199,6 +208,7 @@ def ours(
         "implementation": implementation,
         "codec": codec,
         "count_skipped": count_skipped,
+        "param_rounding": rounding,
         "tensors": len(leaves),
     }
     return Program(
@@ -208,7 +218,8 @@ def ours(
         grads,
         elements(leaves),
         # Kernels move the same bytes, whatever compiles them.
-        _FLOORS[name](g, p, mode + (by if implementation == "xla" else "")),
+        _FLOORS[name](g, p, mode + (by if implementation == "xla" else ""))
+        + floors.RESIDUAL * (rounding == "compensated"),
         about=about,
         profile=profile,
     )

@@ -8,9 +8,11 @@ import functools
 import itertools
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.arithmetic import rules
+from pallas_kernels.arithmetic import params, rules
 from pallas_kernels.mosaic import step as mosaic
 from pallas_kernels.mosaic.tile import INTERPRET
 from tests.gpu import check_step
@@ -83,3 +85,13 @@ def in_parts(kernels=None):
 @pytest.mark.parametrize("name", in_parts())
 def test_parts_of_a_leaf_are_rounded_as_the_leaf_is(name):
     in_parts()[name]()
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+@pytest.mark.parametrize("rounded", [params.stochastic, params.compensated])
+def test_the_nan_that_a_gpu_computes_is_stored_as_nan(rounded, dtype):
+    """All of its bits but the sign are ones, so any number that is added would make zero of it."""
+    x = jnp.full(4, 0x7FFFFFFF, jnp.int32).view(jnp.float32)
+    bits = jnp.array([0, 1, 2**31, 2**32 - 1], jnp.uint32)
+    made = jax.jit(lambda x, bits: rounded(x, jnp.dtype(dtype), bits))(x, bits)
+    assert jnp.isnan(made[0] if rounded is params.compensated else made).all()
