@@ -6,8 +6,8 @@
 
 A table stands between `<!-- table NAME -->` and `<!-- end -->`. Of a processor's time, `a100`,
 `h200` and `b200` (each kernel, and what the model of throughput makes of it) take one or two
-minutes each, `triton` (Triton's kernels) five, `per-thread` (the same, cut in other ways) ten, and
-`models` twenty.
+minutes each, `roundings` (of parameters, on all three) four, `triton` (Triton's kernels) five,
+`per-thread` (the same, cut in other ways) ten, and `models` twenty.
 """
 
 import argparse
@@ -45,10 +45,11 @@ def main(arguments=None):
     )
     os.environ["JAX_PLATFORMS"] = "cpu"  # the tables import JAX
     from tests.deviceless import whole_models
-    from tests.deviceless.throughput import tables
+    from tests.deviceless.throughput import roundings, tables
     from tests.triton import table as triton
 
     known = {gpu: lambda gpu=gpu: tables.table(gpu, tables.all_kernels()) for gpu in tables.GPUS}
+    known["roundings"] = roundings.table
     known["per-thread"] = tables.per_thread
     known["triton"] = triton.table
     known["models"] = lambda: whole_models.table(whole_models.SHOWN)

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from tests.deviceless import report
-from tests.deviceless.throughput import tables
+from tests.deviceless.throughput import roundings, tables
 from tests.deviceless.throughput.gpus import GPUS
 from tests.deviceless.throughput.kernels import DTYPES, NAMES
 
@@ -119,6 +119,20 @@ def test_the_page_says_what_is_modelled(modelled, gpu):
     (row,) = (x for x in report.read(PAGE, gpu) if x.startswith("| `quantize` | bf"))
     time = modelled(gpu)["quantize", "bf16"].simulated()
     assert float(cells(row)[-2]) == pytest.approx(time, rel=0.05)
+
+
+@ON_PAGE
+def test_the_page_says_what_roundings_of_parameters_take(facts_for):
+    """By 5 %, as above. Of one GPU."""
+    found = roundings.modelled("h200", facts_for("h200"))
+    rows = report.read(PAGE, "roundings")
+    assert rows[:2] == roundings.HEADER.splitlines()
+    at = cells(rows[0]).index("h200")
+    for row, (key, of) in zip(rows[2:], found.items(), strict=True):
+        printed = cells(row)
+        assert printed[:2] == [f"`{key[0]}`", key[1]]
+        now = numbers(roundings.compiled_cells(of))
+        assert numbers([printed[2], printed[at]]) == pytest.approx(now, rel=0.05), row
 
 
 def test_the_page_has_every_model():

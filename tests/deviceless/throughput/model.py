@@ -51,8 +51,8 @@ def compiled(result, name, elements):
     moved = (launch["reads"] + launch["writes"]) / elements
     if name.endswith("_apply"):
         # Of its operands the gradient is read in tiles with an element to be skipped only. It is as
-        # wide as the parameter, which is all that is written.
-        moved -= launch["writes"] / elements
+        # wide as the parameter, which is all that is written but for a residual of one byte.
+        moved -= launch["writes"] // (2 * elements) * 2
     code = kernel["sass"]
     sass.instructions_on_main_path(kernel, branches=1)  # refuses loops
     return Kernel(
