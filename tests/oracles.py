@@ -208,6 +208,36 @@ def _lowbias32(x):
     return x ^ x >> 16
 
 
+# Parameters of 16 bits
+
+EXPONENTS = {"bfloat16": (8, 7), "float16": (5, 10)}
+"""How many bits of a number are its exponent, and its mantissa."""
+
+
+def numbers_of_16_bits(dtype):
+    """All finite numbers of a dtype, rising, float64; the next power of two stands for infinity."""
+    exponent_bits, bits = EXPONENTS[dtype]
+    exponent, mantissa = np.divmod(np.arange(2 ** (exponent_bits + bits) - 2**bits + 1), 2**bits)
+    bias = 2 ** (exponent_bits - 1) - 1
+    normal = exponent > 0
+    size = (mantissa / 2**bits + normal) * 2.0 ** (np.maximum(exponent, 1) - bias)
+    return np.concatenate([-size[:0:-1], size])
+
+
+def beside(x, dtype):
+    """The numbers of 16 bits on either side of finite float64 ones, `(low, high)`; equal on one."""
+    table = numbers_of_16_bits(dtype)
+    low = table[np.searchsorted(table, x, side="right") - 1]
+    return low, table[np.searchsorted(table, x)]
+
+
+def unit_of_residual(p, dtype):
+    """What a residual counts at most beside numbers of 16 bits: a 256th of the gap above."""
+    table = numbers_of_16_bits(dtype)
+    at = np.minimum(np.searchsorted(table, np.abs(p)), table.size - 2)
+    return (table[at + 1] - table[at]) / 256
+
+
 # Blocks
 
 

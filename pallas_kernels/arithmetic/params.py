@@ -21,7 +21,7 @@ from pallas_kernels.arithmetic.ladders import round_to
 ROUNDINGS = ("nearest", "stochastic", "compensated")
 
 _NAN = 0x7FC00000
-"""The bits of the NaN with the smallest positive ones: adding to others could overflow."""
+"""The bits of every NaN that is rounded: adding to those of some would make a number of it."""
 
 
 def is_16bit(dtype) -> bool:
@@ -58,13 +58,17 @@ def compensated(x, dtype, bits):
         # The residual is between -128 and 127 if 128 is added to it before the upper half is taken.
         sums = _bits(x) + ((bits >> 24).astype(jnp.int32) | 0x8000)
         return _upper_half(sums), ((sums >> 8) ^ 0x80).astype(jnp.int8)
-    p = x.astype(dtype)
-    rounded = p.astype(jnp.float32)
-    per_unit = ((254 << 23) - _unit(rounded)).view(jnp.float32)
-    residual = round_to((x - rounded) * per_unit + _centred(bits >> 24, 8))
-    residual = jnp.where(jnp.abs(residual) <= 129, residual, 0)  # nothing of infinity and NaN
-    # Not -128: half a unit below an odd number, the nearest one would be another.
-    residual = jnp.maximum(jnp.minimum(residual, 127), -127)
+    nearest = x.astype(dtype).astype(jnp.float32)
+    missing = round_to((x - nearest) * _per_unit(nearest) + _centred(bits >> 24, 8))
+    missing = jnp.where(jnp.abs(missing) <= 129, missing, 0)  # nothing of infinity and NaN
+    # 128, half of the way to the next number, is more than a byte holds: what is half way goes up.
+    # (Cut off at 127, a parameter would never get further in small steps.)
+    unit = _unit(nearest)
+    x = nearest + missing * unit
+    p = (x + 0.5 * unit).astype(dtype)
+    stored = p.astype(jnp.float32)
+    residual = (x - stored) * _per_unit(stored)
+    residual = jnp.where(jnp.abs(residual) <= 128, residual, 0)
     return p, residual.astype(jnp.int32).astype(jnp.int8)
 
 
@@ -74,21 +78,30 @@ def joined(p, residual):
     if p.dtype == jnp.bfloat16:
         # Zero is zero, whatever its residual: somebody may have pruned a parameter.
         return jnp.where(x == 0, x, (x.view(jnp.int32) + (residual << 8)).view(jnp.float32))
-    return x + residual.astype(jnp.float32) * _unit(x).view(jnp.float32)
+    return x + residual.astype(jnp.float32) * _unit(x)
 
 
 def _bits(x):
     """The bits of float32 numbers as int32, of which the upper half can still be rounded up."""
-    return jnp.minimum(x.astype(jnp.float32).view(jnp.int32), _NAN)
+    x = x.astype(jnp.float32)
+    return jnp.where(x == x, x.view(jnp.int32), _NAN)
 
 
 def _upper_half(bits):
-    # Of which a GPU packs two by one instruction, where a conversion would take three.
-    return (bits >> 16).astype(jnp.int16).view(jnp.bfloat16)
+    return (bits & ~0xFFFF).view(jnp.float32).astype(jnp.bfloat16)
 
 
 def _unit(x):
-    """What a residual of 1 stands for beside a float16 number, as the bits of a float32 one."""
+    """What a residual of 1 stands for beside a float16 number."""
+    return _unit_bits(x).view(jnp.float32)
+
+
+def _per_unit(x):
+    """Its inverse."""
+    return ((254 << 23) - _unit_bits(x)).view(jnp.float32)
+
+
+def _unit_bits(x):
     return jnp.maximum(x.view(jnp.int32) & 0x7F800000, (127 - 14) << 23) - (18 << 23)
 
 
