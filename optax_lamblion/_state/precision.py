@@ -102,9 +102,12 @@ def share_moved(params: optax.Params, step: Any) -> dict[str, float]:
       >>> [round(share_moved(params, rate)["w"], 2) for rate in (1e-4, 3e-5, 1e-5)]
       [0.88, 0.3, 0.15]
     """
-    is_number = isinstance(step, int | float | np.number)
-    steps = jax.tree.map(lambda p: step, params) if is_number else step
     rows, tree = jax.tree_util.tree_flatten_with_path(params)
+    # The value of a schedule is an array, and so are the updates of a tree that is one array.
+    is_scalar = isinstance(step, jax.Array | np.ndarray) and step.ndim == 0
+    is_number = isinstance(step, int | float | np.number)
+    is_number = is_number or (is_scalar and tree != jax.tree.structure(0))
+    steps = jax.tree.map(lambda p: step, params) if is_number else step
     try:
         steps = tree.flatten_up_to(steps)
     except ValueError as error:

@@ -58,18 +58,18 @@ def compensated(x, dtype, bits):
         # The residual is between -128 and 127 if 128 is added to it before the upper half is taken.
         sums = _bits(x) + ((bits >> 24).astype(jnp.int32) | 0x8000)
         return _upper_half(sums), ((sums >> 8) ^ 0x80).astype(jnp.int8)
-    nearest = x.astype(dtype).astype(jnp.float32)
-    missing = round_to((x - nearest) * _per_unit(nearest) + _centred(bits >> 24, 8))
-    missing = jnp.where(jnp.abs(missing) <= 129, missing, 0)  # nothing of infinity and NaN
-    # 128, half of the way to the next number, is more than a byte holds: what is half way goes up.
-    # (Cut off at 127, a parameter would never get further in small steps.)
+    # By arithmetic: XLA may leave out a conversion to 16 bits and back, which it thinks does harm.
+    gap = 256 * _unit(x)
+    nearest = round_to(x * _per_unit(x) * (1 / 256)) * gap
+    nearest = jnp.where(jnp.abs(x) < jnp.inf, nearest, x)
     unit = _unit(nearest)
-    x = nearest + missing * unit
-    p = (x + 0.5 * unit).astype(dtype)
-    stored = p.astype(jnp.float32)
-    residual = (x - stored) * _per_unit(stored)
-    residual = jnp.where(jnp.abs(residual) <= 128, residual, 0)
-    return p, residual.astype(jnp.int32).astype(jnp.int8)
+    missing = round_to((x - nearest) * _per_unit(nearest) + _centred(bits >> 24, 8)) * unit
+    # What is half way to the next number goes up. (A residual of 128 is more than a byte holds, and
+    # cut off at 127, a parameter would never get further in small steps.)
+    p = nearest + jnp.where(missing < 0.5 * gap, 0, gap)
+    residual = (nearest + missing - p) * _per_unit(p)
+    residual = jnp.where(jnp.abs(residual) <= 128, residual, 0)  # nothing of infinity and NaN
+    return p.astype(dtype), residual.astype(jnp.int32).astype(jnp.int8)
 
 
 def joined(p, residual):
