@@ -313,6 +313,16 @@ def test_elements_without_a_usable_gradient_stay_as_they_were(v, rounding):
 
 
 @EITHER
+def test_a_state_that_is_no_number_is_seen(rounding):
+    """Whatever bits it has: those of memory that is filled with ones would overflow."""
+    tx, p = lamb8bit(RATE, options=rounded(rounding)), jnp.ones((64, 256), jnp.bfloat16)
+    state = tx.init(p)
+    none = np.full(state.mu_absmax.shape, 0xFFFFFFFF, np.uint32).view(np.float32)
+    p, _ = jax.jit(functools.partial(apply_fused, tx))(p, p, state._replace(mu_absmax=none))
+    assert jnp.isnan(p).all()
+
+
+@EITHER
 def test_gradients_of_zero_and_none_change_nothing(rounding):
     tx = lion8bit(1e-3, options=rounded(rounding))  # whose momentum is zero as well
     p, state = steps_of(tx, steps=2)
