@@ -392,6 +392,62 @@ MUTANTS = [
         "return self.size",
         "tests/cli/test_memory.py -k 'does_not_take_all' -m slow",
     ),
+    Mutant(
+        "random numbers for parameters are half as large as they should be",
+        f"{ARITHMETIC}/params.py",
+        "(bits >> 16)",
+        "(bits >> 17)",
+        f"{KERNELS}/test_params.py -k right_share",
+    ),
+    Mutant(
+        "residuals are rounded to the nearest",
+        f"{ARITHMETIC}/params.py",
+        "((bits >> 24).astype(jnp.int32) | 0x8000)",
+        "0x8080",
+        f"{KERNELS}/test_params.py -k unbiased",
+    ),
+    Mutant(
+        "a parameter of float16 does not get past half a gap",
+        f"{ARITHMETIC}/params.py",
+        "missing < 0.5 * gap",
+        "missing <= 0.5 * gap",
+        f"{KERNELS}/test_params.py -k below_a_unit",
+    ),
+    Mutant(
+        "damaged NaN becomes the parameter zero",
+        f"{ARITHMETIC}/params.py",
+        "jnp.where(x == x, x.view(jnp.int32), _NAN)",
+        "jnp.minimum(x.view(jnp.int32), _NAN)",
+        f"{KERNELS}/test_params.py -k not_finite",
+    ),
+    Mutant(
+        "an element of a piece has the random number of another",
+        f"{ARITHMETIC}/hashing.py",
+        "group = group + piece.first_block_of(_GROUP)",
+        "group = group + 0",
+        f"{KERNELS}/test_params.py -k element_of_a_piece",
+    ),
+    Mutant(
+        "all steps have the same random numbers",
+        f"{ARITHMETIC}/dither.py",
+        "return mix(self.step + self.leaf)",
+        "return mix(self.leaf)",
+        f"{KERNELS}/test_params.py -k uncorrelated",
+    ),
+    Mutant(
+        "residuals are forgotten after a step",
+        f"{OURS}/_optimizers/transform.py",
+        'new[i]["residual"] = x.residual',
+        "pass",
+        f"{OPTIMIZERS}/test_param_rounding.py -k 'residuals_lose and lion8bit'",
+    ),
+    Mutant(
+        "residuals are forgotten in a conversion",
+        f"{OURS}/_checkpoints/recode.py",
+        "x = known.get(leaf)",
+        "x = None",
+        "tests/checkpoints/test_residuals.py -k 'goes_on and flax and lion8bit'",
+    ),
 ]
 
 
