@@ -58,8 +58,8 @@ MUTANTS = [
     Mutant(
         "LAMB's decay is left out of the norm",
         XLA,
-        "ratio = shared.ratio(_sums(given, direction, by_grains=True), given.s)",
-        "ratio = shared.ratio(_sums(given, _direction(given, stored), by_grains=True), given.s)",
+        "ratio = shared.ratio(_sums(rough, direction, by_grains=True), given.s)",
+        "ratio = shared.ratio(_sums(rough, _direction(rough, stored), by_grains=True), given.s)",
         f"{ORACLE} -k 'lamb32bit-power-float32'",
     ),
     Mutant(
@@ -107,7 +107,7 @@ MUTANTS = [
     Mutant(
         "all steps are rounded alike",
         f"{OURS}/_optimizers/transform.py",
-        "Dither(step.number.astype(jnp.uint32),",
+        "Dither(number,",
         "Dither(jnp.uint32(7),",
         f"{ORACLE} -k 'every_leaf or lion8bit-power-float32'",
     ),

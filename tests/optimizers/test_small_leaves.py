@@ -98,6 +98,9 @@ def assert_same(alone, together, ulps=0):
     for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
         assert a.dtype == b.dtype
         a, b = np.asarray(a), np.asarray(b)
+        if ulps and a.dtype == np.int8:  # residuals, where a step meets the middle between two
+            assert np.abs(a.astype(int) - b).max(initial=0) <= 1 and np.mean(a != b) < 0.02
+            continue
         if not ulps or a.dtype.kind in "ui" or not a.size:
             np.testing.assert_array_equal(a, b)
             continue
@@ -112,6 +115,14 @@ CASES = {
     "decay": (dict(weight_decay=0.1), {}),
     "updates": (dict(weight_decay=0.1), dict(fused=False)),
     "bfloat16": (dict(weight_decay=0.1), dict(dtypes=(jnp.bfloat16,))),
+    "stochastic": (
+        dict(weight_decay=0.1, options=StateOptions(param_rounding="stochastic")),
+        dict(dtypes=(jnp.bfloat16, jnp.float32, jnp.float16)),
+    ),
+    "compensated": (
+        dict(weight_decay=0.1, options=StateOptions(param_rounding="compensated")),
+        dict(dtypes=(jnp.bfloat16, jnp.float32, jnp.float16)),
+    ),
     "mixed": (dict(weight_decay=0.1), dict(dtypes=(jnp.bfloat16, jnp.float32, jnp.float32))),
     "broken": (
         dict(weight_decay=0.1, options=StateOptions(count_skipped=True)),
