@@ -76,8 +76,8 @@ DAILY = {
     "triton-sm_80": ("lamb/tile and rows/poison",),
     "triton-sm_75": ("lamb/tile and rows/poison", "lion/counted/poison"),
 }
-"""How the names of those begin that are emulated every day, where that is not all: of Mosaic's, all
-but others that are `rounded`."""
+"""How the names of those begin that are emulated every day: of Triton's, and of those that are
+`rounded`. Of the others that are all, but for `RARE` data."""
 
 DATA = {
     "numbers": {},
@@ -88,6 +88,9 @@ DATA = {
     "lost scales": dict(poison=POISON, lost=(1, 3)),
 }
 """What a kernel is given: gradients that are no numbers, blocks of zeros, scales that are NaN."""
+
+RARE = "zeros", "fresh", "nothing at all", "lost scales"
+"""What only the programs that are emulated `EVERYWHERE` are given every day, and for one target."""
 
 
 def steps(target):

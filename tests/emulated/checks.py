@@ -45,9 +45,12 @@ def _every(target):
 
 
 def _is_daily(target, name):
-    if not is_triton(target) and not name.startswith("rounded/"):
-        return True
-    return name.startswith(cases.DAILY.get(target, ()))
+    if is_triton(target) or name.startswith("rounded/"):
+        return name.startswith(cases.DAILY.get(target, ()))
+    *_, program, data = ("", *name.split("/"))
+    if data in cases.RARE:
+        return target in cases.MOST and program in cases.EVERYWHERE
+    return True
 
 
 def program(name):
