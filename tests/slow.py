@@ -180,6 +180,11 @@ SLOW = (
 """Beginnings of what tests are called, from this folder on; `*` is anything."""
 
 LONG = (
+    # Blocks between the smallest and the largest, and these in float32.
+    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-64",
+    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-128",
+    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-512",
+    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[f32",
     # Programs with more leaves, or with leaves that end in a short block, of further optimizers.
     "deviceless/test_paged.py::*[paged_lamb8bit-64 leaves",
     "deviceless/test_paged.py::*[paged_lamb32bit-64 leaves",

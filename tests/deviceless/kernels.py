@@ -17,6 +17,7 @@ from pallas_kernels.arithmetic.params import ROUNDINGS
 from pallas_kernels.arithmetic.step import Spec
 from pallas_kernels.mosaic import step as mosaic
 from tests.deviceless.cases import Case, case, ours
+from tests.deviceless.targets import TARGETS
 from tests.steps import scalars_of, with_residual
 
 SHAPE = (4096, 4096)  # whole tiles: no rows over
@@ -60,8 +61,8 @@ def step(
     return Case(functools.partial(with_residual(by), spec), arguments, donate)
 
 
-def _add(name, *arguments, targets=None, **options):
-    register = case(f"kernel/{name}", **({} if targets is None else dict(targets=targets)))
+def _add(name, *arguments, targets=tuple(TARGETS), long=False, **options):
+    register = case(f"kernel/{name}", targets, long)
     register(functools.partial(step, *arguments, **options))
 
 
@@ -88,7 +89,8 @@ for _rule in RULES:
     _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
 for _rule in COUNTED:
     for _dtypes, _block in BLOCKS:
-        _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **ONE)
+        _which = ONE | dict(long=_dtypes != "bf16" or _block not in (32, 1024))
+        _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **_which)
 
 
 @case("kernel/quantize", targets=("h200",))
