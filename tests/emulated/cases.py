@@ -45,10 +45,13 @@ ROUNDED = {
     "stochastic, ragged": dict(rounding="stochastic", shape=(127, 77), p=BF16, g=F32, block=128),
     "compensated, ragged": dict(rounding="compensated", shape=(127, 77), p=BF16, g=F32, block=128),
     "stochastic, float16": dict(
-        rounding="stochastic", shape=(40, 1024), p=F16, g=F16, block=1024, decay="coupled"
+        rounding="stochastic", shape=(40, 1024), p=F16, g=F16, block=1024, decay=None
     ),
     "compensated, float16": dict(
-        rounding="compensated", shape=(5000,), p=F16, g=BF16, block=64, decay="coupled"
+        rounding="compensated", shape=(5000,), p=F16, g=BF16, block=64, decay=None
+    ),
+    "compensated, coupled": dict(
+        rounding="compensated", shape=(4097,), p=BF16, g=BF16, decay="coupled"
     ),
 }
 """Further ones, of steps that are smaller than half a unit of their parameters."""

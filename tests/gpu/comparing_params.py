@@ -43,8 +43,7 @@ def with_odd_ones(p):
 
 def residual_of(p):
     """Any that these parameters could have, also beside zeros."""
-    # Not -128, which those of float16 are never given.
-    numbers = np.random.default_rng(2).integers(-127, 128, p.shape)
+    numbers = np.random.default_rng(2).integers(-128, 128, p.shape)
     return jnp.asarray(np.where(np.isinf(float64(p)), 0, numbers), jnp.int8)
 
 
