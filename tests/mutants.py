@@ -395,8 +395,8 @@ MUTANTS = [
     Mutant(
         "random numbers for parameters are half as large as they should be",
         f"{ARITHMETIC}/params.py",
-        "(bits >> 16)",
-        "(bits >> 17)",
+        "+ (bits >> 16)",
+        "+ (bits >> 17)",
         f"{KERNELS}/test_params.py -k right_share",
     ),
     Mutant(
@@ -414,11 +414,11 @@ MUTANTS = [
         f"{KERNELS}/test_params.py -k below_a_unit",
     ),
     Mutant(
-        "damaged NaN becomes the parameter zero",
-        f"{ARITHMETIC}/params.py",
-        "jnp.where(x == x, x.view(jnp.int32), _NAN)",
-        "jnp.minimum(x.view(jnp.int32), _NAN)",
-        f"{KERNELS}/test_params.py -k not_finite",
+        "a damaged state makes the parameter zero",
+        XLA,
+        "jnp.where(p == p, p, jnp.nan).astype(jnp.float32)",
+        "p.astype(jnp.float32)",
+        "tests/optimizers/test_param_rounding.py -k is_no_number_is_seen",
     ),
     Mutant(
         "an element of a piece has the random number of another",

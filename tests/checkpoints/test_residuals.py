@@ -80,7 +80,7 @@ def test_a_run_goes_on_bit_for_bit(make, way, tmp_path):
     assert_equal(again, trained(tx, 1, start=(p, state), first=2))
 
 
-@pytest.mark.parametrize("place", ["8 devices", pytest.param("4 devices", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("place", ["8 devices", "4 devices"])
 @pytest.mark.parametrize("make", [lion8bit, paged_lion8bit])
 def test_residuals_go_where_moments_go(make, place, tmp_path):
     tx = with_residuals(make)

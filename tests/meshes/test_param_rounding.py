@@ -35,19 +35,14 @@ def rows():
         ("lion32bit", "compensated", "2x2x2", "auto", None),
         ("lion32bit", "compensated", "2x2x2", "explicit", "data"),
     ]
-    for i, way in enumerate(ways):
-        marks = [] if i % 2 == 0 else pytest.mark.slow
-        yield pytest.param(*way, id="-".join(map(str, way)), marks=marks)
     for name in ("adamw8bit", "adamw32bit", "paged_adamw8bit"):
         for rounding in ROUNDINGS:
-            for way in (("4x2", "auto", None), ("2x2x2", "explicit", "data")):
-                marks = pytest.mark.slow
-                yield pytest.param(
-                    name, rounding, *way, id="-".join(map(str, (name, rounding, *way))), marks=marks
-                )
+            ways += [(name, rounding, "4x2", "auto", None)]
+            ways += [(name, rounding, "2x2x2", "explicit", "data")]
+    return [pytest.param(*way, id="-".join(map(str, way))) for way in ways]
 
 
-@pytest.mark.parametrize(("name", "rounding", "shape", "kind", "over"), list(rows()))
+@pytest.mark.parametrize(("name", "rounding", "shape", "kind", "over"), rows())
 def test_the_same_bits_as_on_one_device(name, rounding, shape, kind, over):
     """Random numbers and dithers are those of elements and blocks in the whole tensor."""
     one = alone(name, rounding, 3)
@@ -65,7 +60,6 @@ def test_the_same_bits_as_on_one_device(name, rounding, shape, kind, over):
     assert set(run.collectives) <= ({"all-gather"} if over else set())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", problem.KINDS)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("name", ["lamb8bit", "lamb32bit"])
@@ -83,7 +77,7 @@ def test_the_same_but_for_the_order_of_norms(name, rounding, kind):
         assert np.mean(x != y) < 0.01
 
 
-@pytest.mark.parametrize("kind", ["auto", pytest.param("explicit", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", problem.KINDS)
 def test_parameters_in_full_stay_where_they_are(kind):
     mesh = problem.make_mesh("4x2", kind)
     run = problem.Run(make("lion32bit", "compensated"), mesh, dtype=BFLOAT16, steps=1)

@@ -65,18 +65,8 @@ def resident(v):
     return not v.paged
 
 
-QUICK_DRIFTS = {"lion8bit", "lamb8bit", "adamw32bit"}
-
-
 def drifting():
-    rows = rows_of(resident)
-    return pytest.mark.parametrize(
-        "v",
-        [
-            pytest.param(v, id=v.name, marks=() if v.name in QUICK_DRIFTS else pytest.mark.slow)
-            for v in rows
-        ],
-    )
+    return pytest.mark.parametrize("v", [pytest.param(v, id=v.name) for v in rows_of(resident)])
 
 
 @DTYPES
@@ -91,11 +81,7 @@ def test_residuals_lose_none_of_a_thousand_small_steps(v, dtype, grads):
 
 
 @DTYPES
-@pytest.mark.parametrize(
-    "grads",
-    [-1.0, pytest.param(0.0, marks=pytest.mark.slow)],
-    ids=["gradient", "decay"],
-)
+@pytest.mark.parametrize("grads", [-1.0, 0.0], ids=["gradient", "decay"])
 @drifting()
 def test_random_rounding_loses_none_in_the_mean(v, dtype, grads):
     size = 2**18 if dtype == "bfloat16" else 2**16
@@ -201,11 +187,11 @@ def test_a_leaf_in_pieces(rounding):
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
-        pytest.param("lion8bit", {}, marks=pytest.mark.slow),
-        pytest.param("lion32bit", {}, marks=pytest.mark.slow),
-        pytest.param("adamw8bit", {}, marks=pytest.mark.slow),
-        pytest.param("lamb8bit", {}, marks=pytest.mark.slow),
-        pytest.param("lamb8bit", dict(adam_w_mode=False), marks=pytest.mark.slow),
+        ("lion8bit", {}),
+        ("lion32bit", {}),
+        ("adamw8bit", {}),
+        ("lamb8bit", {}),
+        ("lamb8bit", dict(adam_w_mode=False)),
     ],
     ids=lambda x: x if isinstance(x, str) else "".join(x),
 )
