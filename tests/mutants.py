@@ -414,13 +414,6 @@ MUTANTS = [
         f"{KERNELS}/test_params.py -k below_a_unit",
     ),
     Mutant(
-        "a damaged state makes the parameter zero",
-        XLA,
-        "jnp.where(p == p, p, jnp.nan).astype(jnp.float32)",
-        "p.astype(jnp.float32)",
-        "tests/optimizers/test_param_rounding.py -k is_no_number_is_seen",
-    ),
-    Mutant(
         "an element of a piece has the random number of another",
         f"{ARITHMETIC}/hashing.py",
         "group = group + piece.first_block_of(_GROUP)",

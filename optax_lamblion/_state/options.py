@@ -57,10 +57,10 @@ class StateOptions:
       param_rounding: How parameters in bfloat16 and float16 are written, which loses a step that is
         smaller than half the distance to the next number. `"nearest"` loses it. `"stochastic"`
         rounds up or down at random, without bias: from the step, the leaf and the element, so a run
-        can be repeated, and is the same on any mesh. `"compensated"` keeps what is missing in a
-        byte of state per parameter (`full_precision` puts both together), so that a parameter has
-        about 24 bits. Both need `apply_fused`, where the optimizer writes parameters itself.
-        Parameters in other dtypes are not concerned.
+        can be repeated, and is the same on any mesh (but inside of `jax.shard_map`).
+        `"compensated"` keeps what is missing in a byte of state per parameter (`full_precision`
+        puts both together), so that a parameter has about 24 bits. Both need `apply_fused`, where
+        the optimizer writes parameters itself. Parameters in other dtypes are not concerned.
       update_dtype: None returns updates of `update` in the dtype that gradients and parameters
         promote to. `jnp.float32` returns them unrounded also where these have 16 bits, so that
         `optax.apply_updates` rounds once, or they can be added to a copy in float32. Of no effect

@@ -167,8 +167,7 @@ def _emitted(given, update):
     p = given.p + update
     if given.spec.param_rounding == "nearest":
         return Applied(p.astype(given.out_dtype))
-    # On a CPU a NaN keeps the bits that it has in a state, and may have too many to be rounded.
-    p = jnp.where(p == p, p, jnp.nan).astype(jnp.float32)
+    p = p.astype(jnp.float32)
 
     def random():
         return bits_at(given.dither.key(), *_indices(given))

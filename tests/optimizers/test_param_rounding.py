@@ -304,8 +304,8 @@ def test_elements_without_a_usable_gradient_stay_as_they_were(v, rounding):
 
 @EITHER
 def test_a_state_that_is_no_number_is_seen(rounding):
-    """Whatever bits it has: those of memory that is filled with ones would overflow."""
-    tx, p = lamb8bit(RATE, options=rounded(rounding)), jnp.ones((64, 256), jnp.bfloat16)
+    """Also if all of its bits are set, as in memory that is filled with ones."""
+    tx, p = adamw8bit(RATE, options=rounded(rounding)), jnp.ones((64, 256), jnp.bfloat16)
     state = tx.init(p)
     none = np.full(state.mu_absmax.shape, 0xFFFFFFFF, np.uint32).view(np.float32)
     p, _ = jax.jit(functools.partial(apply_fused, tx))(p, p, state._replace(mu_absmax=none))
