@@ -395,8 +395,8 @@ MUTANTS = [
     Mutant(
         "random numbers for parameters are half as large as they should be",
         f"{ARITHMETIC}/params.py",
-        "+ (bits >> 16)",
-        "+ (bits >> 17)",
+        "_bits(x) + (bits >> 16)",
+        "_bits(x) + (bits >> 17)",
         f"{KERNELS}/test_params.py -k right_share",
     ),
     Mutant(

@@ -216,7 +216,7 @@ def test_the_judge_of_rounded_parameters_notices_small_mistakes(case):
             for x in (
                 given[6],
                 jnp.zeros_like(residual),
-                residual.at[3, 3].set(residual[3, 3] ^ 3),
+                residual.at[3, 3].set(residual[3, 3] ^ 4),
                 residual.astype(jnp.int16),
             )
         ]
