@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.sharding import NamedSharding
 
-from optax_lamblion._paging.memory import DEVICE, HOST, KIND, is_traced, memory_kind
+from optax_lamblion._paging.memory import HOST, KIND, fetch, is_traced, memory_kind
 from optax_lamblion._state.sharding import shardings_of
 
 
@@ -81,12 +81,3 @@ def is_tied(state, params):
     shapes = [p for p in own if isinstance(p, jax.ShapeDtypeStruct)]
     arrays = [x for x in [*own, *jax.tree.leaves(state)] if not isinstance(x, Tracer)]
     return bool(own) and (bool(shapes) or any(getattr(x, "committed", False) for x in arrays))
-
-
-def fetch(x):
-    """An array in the memory of the device."""
-    if isinstance(x, Tracer):
-        return jax.device_put(x, DEVICE) if memory_kind(x) == KIND else x
-    if isinstance(x, jax.Array) and memory_kind(x) == KIND:
-        return jax.device_put(x, x.sharding.with_memory_kind("device"))
-    return jnp.asarray(x)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optax_lamblion._checkpoints.places import fetch, put
-from optax_lamblion._paging.memory import is_traced
+from optax_lamblion._checkpoints.places import put
+from optax_lamblion._paging.memory import fetch, is_traced
 from optax_lamblion._state.checks import check_history, check_slot, shapes_tell, told_apart
 from optax_lamblion._state.layout import Layout, layout_of
 from optax_lamblion._state.names import path_string

@@ -64,6 +64,15 @@ def move(tree, space, late=False):
     return jax.tree.map(move, tree)
 
 
+def fetch(x):
+    """An array in the memory of the device."""
+    if isinstance(x, Tracer):
+        return jax.device_put(x, DEVICE) if memory_kind(x) == KIND else x
+    if isinstance(x, jax.Array) and memory_kind(x) == KIND:
+        return jax.device_put(x, x.sharding.with_memory_kind("device"))
+    return jnp.asarray(x)
+
+
 def tied_to_device(state):
     """A state of which every array is committed to one device, if none is on several."""
     arrays = jax.tree.leaves(state)

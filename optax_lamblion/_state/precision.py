@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_lamblion._checkpoints.places import fetch
+from optax_lamblion._paging.memory import fetch
 from optax_lamblion._state.names import path_string
 from optax_lamblion._state.types import STATES
 from pallas_kernels.arithmetic.params import is_16bit, joined
