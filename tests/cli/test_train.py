@@ -237,7 +237,8 @@ sys.exit(main(sys.argv[1:]))
 
 def test_parameters_of_16_bits_go_on_in_another_process(tmp_path):
     def run(folder, *program, resume=()):
-        command = [*program, "train", *KEPT, str(tmp_path / folder), "--steps", "6", *resume]
+        ways = "--param-rounding", "compensated"
+        command = [*program, "train", *KEPT, str(tmp_path / folder), "--steps", "6", *ways, *resume]
         return subprocess.run([sys.executable, *command], capture_output=True, check=False)
 
     module = ("-m", "optax_lamblion")
@@ -246,7 +247,7 @@ def test_parameters_of_16_bits_go_on_in_another_process(tmp_path):
     assert (tmp_path / "parts/checkpoint.npz").exists()
     assert run("parts", *module, resume=["--resume"]).returncode == 0
     whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")
-    assert len(whole) == 4
+    assert len(whole) == 2
     assert {name: curve["train_loss"] for name, curve in parts.items()} == {
         name: curve["train_loss"] for name, curve in whole.items()
     }
