@@ -218,6 +218,10 @@ LONG = (
     "checkpoints/test_convert_places.py::test_under_jit_it_goes_to_the_right_memory",
     "checkpoints/test_convert_places.py::test_a_state_goes_where_its_parameters_are[explicit",
     "checkpoints/test_going_on.py::test_moments_stay_as_near_as_they_are_rounded[lamb-power",
+    # LAMB with one more maximum, but for a program.
+    "deviceless/test_kernels.py::*[lamb_amsgrad-f32",
+    "deviceless/test_kernels.py::*[lamb_amsgrad-bf16-updates",
+    "deviceless/test_kernels.py::test_more_than_two_to_the_31_elements_compile_in_place[lamb_amsgrad",
     # Blocks between the smallest and the largest, and these in float32.
     "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-64",
     "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-128",

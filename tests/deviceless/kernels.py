@@ -76,17 +76,19 @@ for _rule in COUNTED:
 for _rule, _dtypes in COMBINED:
     _p, _g = DTYPES[_dtypes]
     for _emit in ("params", "updates"):
-        _add(f"{_rule}/{_dtypes}/{_emit}", _rule, _p, _g, decay="decoupled", emit=_emit, **ONE)
-        _ragged = dict(decay="decoupled", emit=_emit, shape=RAGGED)
+        _own = dict(decay="decoupled", emit=_emit)
+        # Of one more maximum, one program is enough every day.
+        _own |= ONE | dict(long=_rule not in COUNTED and (_dtypes, _emit) != ("bf16", "params"))
+        _add(f"{_rule}/{_dtypes}/{_emit}", _rule, _p, _g, **_own)
         if _dtypes in ("bf16", "f32"):
-            _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, **_ragged, **ONE)
+            _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, shape=RAGGED, **_own)
 # Two roundings of parameters, of which the lion's are also compiled for the other targets.
 for _rule in COUNTED:
     for _rounding in ROUNDINGS[1:]:
         _which = dict(targets=COMPILED) if (_rule, _rounding) == EVERYWHERE else ONE
         _add(f"{_rule}/{_rounding}", _rule, BF16, BF16, rounding=_rounding, **_which)
 for _rule in RULES:
-    _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
+    _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, long=_rule not in COUNTED, **ONE)
 for _rule in COUNTED:
     for _dtypes, _block in BLOCKS:
         _which = ONE | dict(long=_dtypes != "bf16" or _block not in (32, 1024))

@@ -47,10 +47,10 @@ def _every(target):
 def _is_daily(target, name):
     if is_triton(target) or name.startswith("rounded/"):
         return name.startswith(cases.DAILY.get(target, ()))
-    *_, program, data = ("", *name.split("/"))
+    *_, rule, program, data = ("", "", *name.split("/"))
     if data in cases.RARE:
         return target in cases.MOST and program in cases.EVERYWHERE
-    return True
+    return rule != "lamb_amsgrad" or program in cases.EVERYWHERE
 
 
 def program(name):
