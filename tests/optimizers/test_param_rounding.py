@@ -163,9 +163,8 @@ def assert_a_unit_apart(a, b, share=1e-3):
     That is one of what a parameter was before, which three steps of 1e-3 may leave little of. Where
     a moment beside a turn of its rounding got another code, a step is another one: of few elements.
     """
-    x, y = (jax.tree.leaves(tree) for tree in (full(*a), full(*b)))
-    codes = zip(jax.tree.leaves(a[1].mu), jax.tree.leaves(b[1].mu), strict=True)
-    for x, y, (m, n) in zip(x, y, codes, strict=True):
+    trees = full(*a), full(*b), a[1].mu, b[1].mu
+    for x, y, m, n in zip(*map(jax.tree.leaves, trees), strict=True):
         apart = np.abs(x - y)
         assert (apart > 0).sum() <= max(share * x.size, 1)
         if m.dtype == jnp.uint8:
