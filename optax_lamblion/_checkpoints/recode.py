@@ -89,7 +89,7 @@ def fill(like, source, layout):
     if like.residual is not None:
         known = source.residual or {}
         fields["residual"] = jax.tree_util.tree_map_with_path(
-            lambda path, x: put(residual_of(path_string(path), known, x), x), like.residual
+            lambda path, x: put(_residual(path_string(path), known, x), x), like.residual
         )
     if like.layout is not None:
         number = layout_of(like.layout).number
@@ -203,7 +203,7 @@ def _values(stored, name, dtype):
     )
 
 
-def residual_of(leaf, known, like):
+def _residual(leaf, known, like):
     """The residual of a parameter in the form of `like`: zeros where nothing was saved.
 
     A parameter of another dtype has one zero in its place, and none of it goes over.

@@ -92,7 +92,7 @@ def share_moved(params: optax.Params, step: Any) -> dict[str, float]:
 
     Returns:
       A share from 0 to 1 by the name of every parameter in bfloat16 or float16, such as
-      `"encoder/kernel"`. Elements that are not moved by nothing count as not moved.
+      `"encoder/kernel"`. An element whose step is zero counts as one that does not move.
 
     Raises:
       ValueError: `step` is a tree of another structure.

@@ -99,6 +99,16 @@ def test_residuals_go_where_moments_go(make, place, tmp_path):
     assert check_state(tx, p, restored).ok
 
 
+def converted_from_a_checkpoint(state, tx, p, tmp_path, refusal):
+    """A saved state as that of `tx`, which refuses it in these words unless it is converted."""
+    problem.save(tmp_path / "saved", state)
+    saved = problem.metadata(tmp_path / "saved")
+    with pytest.raises(ValueError, match=f"{refusal}.*`convert=True` to `restore_target`"):
+        restore_target(tx, p, saved)
+    restored = problem.restore(tmp_path / "saved", restore_target(tx, p, saved, convert=True))
+    return convert_state(restored, p, tx)
+
+
 def test_a_state_without_residuals_begins_them_at_zero(tmp_path):
     before, tx = lion8bit(1e-3), with_residuals()
     p, state = trained(before)
@@ -106,12 +116,7 @@ def test_a_state_without_residuals_begins_them_at_zero(tmp_path):
     assert_equal(state_of_tx, tx.init(p)._replace(
         count=state.count, mu=state.mu, mu_absmax=state.mu_absmax))  # fmt: skip
     assert_equal(full_precision(p, state_of_tx), jax.tree.map(jnp.float32, p))
-    problem.save(tmp_path / "saved", state)
-    saved = problem.metadata(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"no `residual`.*`convert=True` to `restore_target`"):
-        restore_target(tx, p, saved)
-    restored = problem.restore(tmp_path / "saved", restore_target(tx, p, saved, convert=True))
-    assert_equal(convert_state(restored, p, tx), state_of_tx)
+    assert_equal(converted_from_a_checkpoint(state, tx, p, tmp_path, "no `residual`"), state_of_tx)
 
 
 def test_residuals_are_left_behind_where_none_are_kept(tmp_path):
@@ -119,12 +124,7 @@ def test_residuals_are_left_behind_where_none_are_kept(tmp_path):
     p, state = trained(before)
     expected = state._replace(residual=None)
     assert_equal(convert_state(state, p, tx), expected)
-    problem.save(tmp_path / "saved", state)
-    saved = problem.metadata(tmp_path / "saved")
-    with pytest.raises(ValueError, match=r"has a `residual`.*`convert=True` to `restore_target`"):
-        restore_target(tx, p, saved)
-    restored = problem.restore(tmp_path / "saved", restore_target(tx, p, saved, convert=True))
-    assert_equal(convert_state(restored, p, tx), expected)
+    assert_equal(converted_from_a_checkpoint(state, tx, p, tmp_path, "has a `residual`"), expected)
 
 
 @pytest.mark.parametrize("make", [lion32bit, paged_lion8bit])
