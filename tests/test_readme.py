@@ -13,7 +13,7 @@ def test_the_examples_run_and_the_bytes_are_as_printed(capsys):
     names = {}
     for snippet in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(snippet, names)
-    totals = re.search(r"in all ([\d,]+) bytes, where optax.lion keeps ([\d,]+)", text)
+    totals = re.search(r"([\d,]+) bytes in total; optax.lion needs ([\d,]+)", text)
     ours, theirs = totals.groups()
     assert f"{ours}\n" in capsys.readouterr().out
     report = names["state_report"](optax.lion(1e-4).init(names["params"]))
