@@ -1,4 +1,4 @@
-"""Blockwise 8-bit quantization of one array."""
+"""Block-wise 8-bit quantization of an array."""
 
 import functools
 
@@ -23,28 +23,28 @@ def quantize(
     keep_nonzero: bool = False,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Stores an array as 8-bit codes with one float32 scale per block.
+    """Quantizes an array block-wise: 8-bit codes, and one float32 scale per block.
 
-    Block `i` covers elements `i * block_size` up to `(i + 1) * block_size` of the row-major
-    flattened array; its scale `absmax` is the largest magnitude in it, and every element is stored
-    as the code whose value times `absmax` is nearest. Code 0 is zero, and signed codes are numbers
-    in two's complement: so zeros, codes or scales, stand for zeros.
+    Block `i` covers the elements from `i * block_size` up to `(i + 1) * block_size` of the
+    row-major flattened array. Its scale `absmax` is the largest magnitude in it, and every element
+    is stored as the code whose level times `absmax` is nearest. Code 0 is zero, and signed codes
+    are in two's complement, so zero codes and zero scales both mean zeros.
 
     Args:
-      x: Array of any shape, floating point. Elements that are not finite are stored as 0, and
-        those beyond 2**126 as 2**126.
-      block_size: Elements per block: a power of two from 32 to 4096, or None for one scale for the
-        whole array.
+      x: Floating-point array of any shape. Non-finite elements are stored as 0, and magnitudes
+        above 2**126 as 2**126.
+      block_size: Elements per block: a power of two from 32 to 4096, or None for a single scale for
+        the whole array.
       codec: `"power"`, `"dynamic"` (bitsandbytes' map) or `"linear"`.
-      signed: Whether the values have signs. Unsigned codes have finer levels, and store a negative
-        value as 0.
-      seed: None rounds to the nearest level. An integer, or a uint32 scalar, rounds to one of the
-        two neighbouring levels at random so that the expected value is the value itself (but
-        where `keep_nonzero`, or the sign rule of the signed dynamic map, lifts it from 0); the same
-        seed gives the same codes on every device and in every shape.
-      keep_nonzero: Store a value that is not 0 at least on the first level above 0.
+      signed: Whether values have signs. Unsigned codes have finer levels, and store negative values
+        as 0.
+      seed: None rounds to nearest. An integer, or a uint32 scalar, selects stochastic rounding: one
+        of the two neighbouring levels at random, such that the expected value is the value itself
+        (except where `keep_nonzero`, or the sign rule of the signed dynamic map, raises it from 0).
+        The same seed gives the same codes on every device and for every shape.
+      keep_nonzero: Store nonzero values at the first level above 0 or higher.
       implementation: `"mosaic"` or `"triton"` for a kernel, which reads the array once and needs a
-        GPU, `"xla"`, or None for a kernel where one can run.
+        GPU; `"xla"`; or None for a kernel if one can run.
 
     Returns:
       `(codes, absmax)`: uint8 in the shape of `x`; float32 of shape
@@ -52,9 +52,9 @@ def quantize(
       else `(ceil(x.size / block_size),)`. Together 1 + 4 / block_size bytes per element.
 
     Raises:
-      TypeError: `x` is not floating point, or `seed` not a whole number.
-      ValueError: `block_size`, `codec` or `implementation` is not one of the above, or a kernel
-        that is asked for by name cannot run.
+      TypeError: `x` is not floating point, or `seed` is not an integer.
+      ValueError: `block_size`, `codec` or `implementation` is not one of the above, or the kernel
+        you named cannot run.
 
     Examples:
       >>> codes, absmax = quantize(jnp.array([0.0, 0.5, -2.0]))
@@ -117,7 +117,7 @@ def dequantize(
     dtype: DTypeLike = jnp.float32,
     implementation: str | None = None,
 ) -> jax.Array:
-    """The array that codes and scales stand for: the inverse of `quantize` up to rounding.
+    """Decodes codes and scales to an array: the inverse of `quantize`, up to rounding.
 
     Args:
       codes: uint8 array of any shape.
@@ -125,15 +125,14 @@ def dequantize(
       block_size: As in `quantize`.
       codec: As in `quantize`.
       signed: As in `quantize`.
-      dtype: The result's dtype; the arithmetic is float32.
+      dtype: The dtype of the result; the arithmetic is in float32.
       implementation: `"mosaic"` or `"triton"` for a kernel, which needs a GPU, or `"xla"`. None
-        means XLA: it moves as few bytes, and can do it as part of what uses the values.
+        means XLA, which moves as few bytes and can fuse the decoding into the code that uses it.
 
     Raises:
       TypeError: `codes` is not uint8, or `dtype` not floating point.
-      ValueError: `absmax` does not have the shape that `codes` and `block_size` ask for,
-        `block_size`, `codec` or `implementation` is unknown, or the kernel is asked for by name and
-        cannot run.
+      ValueError: `absmax` does not have the shape that `codes` and `block_size` require;
+        `block_size`, `codec` or `implementation` is unknown; or the kernel you named cannot run.
 
     Examples:
       >>> dequantize(jnp.array([0, 127], jnp.uint8), jnp.array([3.0]))

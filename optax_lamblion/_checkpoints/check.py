@@ -1,4 +1,4 @@
-"""What is wrong with a state, leaf by leaf."""
+"""Checks a state, leaf by leaf."""
 
 import dataclasses
 import html
@@ -25,7 +25,7 @@ from optax_lamblion._state.sharding import shardings_of
 
 
 class StateFault(NamedTuple):
-    """What is wrong with one leaf of a state, and what to do."""
+    """A problem with one leaf of a state, and what to do about it."""
 
     path: str
     what: str
@@ -33,11 +33,11 @@ class StateFault(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StateCheck:
-    """What `check_state` has found; prints as a table, in notebooks too.
+    """The result of `check_state`; prints as a table, also in notebooks.
 
     Attributes:
-      faults: A `StateFault` for everything that is wrong, in tree order.
-      leaves: How many leaves the state of the optimizer has.
+      faults: One `StateFault` per problem, in tree order.
+      leaves: The number of leaves that the optimizer's state has.
     """
 
     faults: tuple[StateFault, ...]
@@ -67,24 +67,24 @@ class StateCheck:
 def check_state(
     tx: optax.GradientTransformation, params: optax.Params, state: optax.OptState
 ) -> StateCheck:
-    """Looks at every array of a state, and says what is wrong with which.
+    """Checks every array of a state and reports all problems at once.
 
-    For a state that comes from somewhere else, or a run that has broken down: what no step can see,
-    because it is compiled, and what a step refuses, all at once. Nothing is changed.
+    Use it for a state from elsewhere, or to diagnose a run that has diverged. It finds what a step
+    refuses, and what a compiled step can't see. Nothing is changed.
 
     Args:
-      tx: The transformation that is to go on with it.
-      params: Its parameters. If they are on a mesh, the state should be where `state_sharding`
-        says.
+      tx: The transformation that the state belongs to.
+      params: Its parameters. If they are on a mesh, the state should be placed according to
+        `state_sharding`.
       state: The state.
 
     Returns:
-      A `StateCheck`, which prints as a table: leaves that are missing or have no place; shapes and
-      dtypes; codes of another layout; moments, scales and norms that no step leaves behind (NaN,
-      infinite, negative); counts; arrays in another kind of memory, or divided otherwise.
+      A `StateCheck`, which prints as a table: missing and extra leaves; wrong shapes, dtypes and
+      layouts; moments, scales and norms that no step produces (NaN, infinite, negative); wrong
+      counts; arrays in another kind of memory or with another sharding.
 
     Raises:
-      TypeError: The state is traced: its numbers are not known.
+      TypeError: The state is traced, so its values are not known.
 
     Examples:
       >>> params = {"w": jnp.ones((64, 256)), "b": jnp.ones(256)}

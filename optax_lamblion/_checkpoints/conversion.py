@@ -1,4 +1,4 @@
-"""From the state of one optimizer to that of another: other bits, blocks, codec or placement."""
+"""Conversion between states: other bit widths, block sizes, codecs and memories."""
 
 import warnings
 from typing import Any
@@ -19,39 +19,38 @@ from optax_lamblion._state.names import first_names, path_string
 def convert_state(
     state: Any, params: Any, tx: optax.GradientTransformation, *, missing: str = "refuse"
 ) -> optax.OptState:
-    """The state of one optimizer in the form that another one keeps.
+    """Converts a state to the layout, memory and mesh of another optimizer.
 
-    For training that goes on with other `bits`, another block size or codec, paged instead of
-    resident, with other leaves in 32 bits; and for what a checkpoint library restored without a
-    target, as dicts and lists. Moments are decoded and stored again, leaf by leaf; what is in the
-    right form and place already is passed on as it is, without a copy.
+    Use it to resume with another bit width, block size or codec, paged instead of resident, or with
+    other leaves in 32 bits; and for a state that a checkpoint library restored as dicts and lists.
+    Moments are decoded and stored again, leaf by leaf. Arrays that already have the right layout
+    and place are passed on without a copy.
 
     Args:
-      state: The state of Lion, LAMB or AdamW, with that of the transformations around it: as the
-        optimizer returned it, or as Orbax or `flax.serialization` restored it. Also one of
-        `optax.lion`, `optax.lamb` and `optax.adamw` (`optax.scale_by_lion` and
-        `optax.scale_by_adam`).
-      params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state goes
-        where `state_sharding` says; if they are on one device, to that.
-      tx: The transformation that is to go on: a `lion8bit`, or a chain with one of them.
-      missing: What becomes of a parameter that was not saved, or in another shape: a new head, a
-        vocabulary of another size, layers that were frozen. `"refuse"` raises; `"fresh"` lets its
-        moments begin at zero, and leaves those of parameters behind that are no more.
+      state: The state of a transformation that contains Lion, LAMB or AdamW: as the optimizer
+        returned it, or as Orbax or `flax.serialization` restored it. States of `optax.lion`,
+        `optax.lamb` and `optax.adamw` work as well (`optax.scale_by_lion`, `optax.scale_by_adam`).
+      params: Parameters, or their `jax.ShapeDtypeStruct`. If they are on a mesh, the state is
+        placed according to `state_sharding`; if they are on one device, it is placed there.
+      tx: The transformation to resume with: `lion8bit(...)`, or a chain that contains it.
+      missing: What to do about parameters that were not saved, or with another shape: a new head,
+        a larger vocabulary, unfrozen layers. `"refuse"` raises. `"fresh"` starts their moments at
+        zero, and drops the moments of parameters that no longer exist.
 
     Returns:
-      A state of `tx`. With `percentile_clipping`, and none in `state`, gradient norms start anew;
-      with `StateOptions(count_skipped=True)`, the count of skipped elements starts at zero; and
-      with `StateOptions(param_rounding="compensated")`, so do residuals of parameters. Without, an
-      optimizer leaves them behind, and goes on with parameters as they are in 16 bits.
+      A state of `tx`. If `tx` uses them and `state` lacks them, the norms of `percentile_clipping`
+      start empty, and the count of `StateOptions(count_skipped=True)` and the residuals of
+      `StateOptions(param_rounding="compensated")` start at zero. If `tx` doesn't use residuals,
+      they are dropped; the parameters are correctly rounded without them.
 
     Raises:
-      ValueError: The state is not one of the same kind of optimizer for these parameters: leaves
-        are missing, have another shape or dtype, or have no place. Or it has numbers that no step
-        leaves behind: moments or scales that are NaN or infinite, negative scales or second moments
-        (not looked at while tracing). The message names the leaf, and `state` is as it was.
+      ValueError: The state doesn't belong to this kind of optimizer and these parameters (missing
+        or extra leaves, other shapes or dtypes), or contains values that no step produces: NaN or
+        infinite moments or scales, negative scales or second moments (not checked while tracing).
+        The message names the leaf, and `state` is unchanged.
 
     Warns:
-      UserWarning: With `missing="fresh"`, which parameters begin at zero or are left behind.
+      UserWarning: With `missing="fresh"`, which parameters start at zero and which are dropped.
 
     Examples:
       >>> params = {"w": jnp.ones((64, 256))}
@@ -100,32 +99,32 @@ def restore_target(
     shardings: Any = None,
     convert: bool = False,
 ) -> Any:
-    """What to restore a saved state into: shapes, dtypes, and where every array goes.
+    """The target for restoring a saved state: the shape, dtype and sharding of every array.
 
-    For the target of `orbax.checkpoint`, which restores every array straight to its place: shards
-    to their devices, whatever mesh they were saved from, and paged state to host memory. Nothing is
-    read before it is known that the optimizer can go on with what was saved. Pass what is restored
-    to `convert_state`, which returns a state in the right layout as it is.
+    Pass it to `orbax.checkpoint`, which then restores every array straight to its place: shards to
+    their devices, whatever mesh they were saved from, and paged state to host memory. A checkpoint
+    that the optimizer can't use is refused before anything is read. Pass the restored state to
+    `convert_state`; a state that already has the right layout is returned as it is.
 
     Args:
-      tx: The transformation that is to go on.
+      tx: The transformation to resume with.
       params: Parameters, or their `jax.ShapeDtypeStruct`.
-      saved: What a checkpoint says of the state in it: a tree of objects with `shape` and `dtype`,
-        as `checkpointer.metadata(path).item_metadata` is, at the key of the state.
-      shardings: `jax.sharding.NamedSharding` of every parameter, or a prefix tree of them. None
-        takes those that the parameters have.
-      convert: Whether a state in another layout (bits, block size, codec) is welcome. The target is
-        then the layout that was saved, and `convert_state(state, params, tx)` makes the state of
-        `tx` of what is restored. So are gradient norms, a count of skipped elements and residuals
-        of parameters that are missing, and residuals that `tx` does not keep.
+      saved: The checkpoint's metadata of the state: a tree of objects with `shape` and `dtype`, as
+        in `checkpointer.metadata(path).item_metadata`.
+      shardings: The `jax.sharding.NamedSharding` of every parameter, or a prefix tree. None uses
+        the shardings of `params`.
+      convert: Whether to accept a state in another layout (bit width, block size, codec). The
+        target then has the saved layout, and `convert_state(state, params, tx)` converts the
+        restored state. This also accepts missing gradient norms, skip counts and residuals, and
+        residuals that `tx` doesn't use.
 
     Returns:
       A tree like the state of `tx`, in which every leaf is a `jax.ShapeDtypeStruct` with its
       sharding.
 
     Raises:
-      ValueError: What was saved has another layout, and `convert` is False; or leaves are missing,
-        have another shape or dtype, or have no place. The message names the leaf.
+      ValueError: The saved state has another layout and `convert` is False, or has missing or extra
+        leaves, or other shapes or dtypes. The message names the leaf.
 
     Examples:
       >>> params = {"w": jnp.ones((64, 256))}

@@ -1,4 +1,4 @@
-"""AdamW by name, with its moments in 32 or 8 bits, on the device or in host memory."""
+"""AdamW and its variants, with 32-bit or 8-bit moments, on the device or in host memory."""
 
 import optax
 
@@ -33,19 +33,19 @@ def adamw(
     paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdamW, with its moments in 32 or 8 bits.
+    r"""AdamW with 32-bit or 8-bit moments.
 
-    Adam with decoupled weight decay: the gradient's mean over the root of its mean square. Learning
-    rates of any AdamW carry over.
+    Adam with decoupled weight decay. Hyper-parameters of any other AdamW carry over unchanged, also
+    to 8 bits.
 
     .. math::
       m_t &= b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2 \\
       u_t &= \frac{m_t / (1 - b_1^t)}{\sqrt{v_t / (1 - b_2^t)} + \epsilon} \\
       \Delta\theta &= -\eta\,(u_t + \lambda\theta)
 
-    In 8 bits the direction is computed from the moments as they were stored. Both are rounded
-    without bias (`docs/rounding.md`), and `v` never to 0 unless it is 0. A gradient element that is
-    not finite, or larger than 2**63, leaves its parameter and its moments as they were.
+    With 8 bits, the direction is computed from the moments as stored. Both are rounded without bias
+    (`docs/rounding.md`), and `v` is never rounded to 0 unless it is 0. Gradient elements that are
+    not finite, or larger than 2**63, are skipped: their parameters and moments stay unchanged.
 
     Args:
       learning_rate: :math:`\eta`, a number or a schedule.
@@ -53,37 +53,38 @@ def adamw(
       b2: :math:`b_2`, the decay of the second moment; a number in [0, 1) or a schedule.
       eps: :math:`\epsilon`, outside the root.
       weight_decay: :math:`\lambda`, a number or a schedule. The default is bitsandbytes' and
-        PyTorch's; `optax.adamw` has 1e-4. Not zero, it needs `params` in `update`.
-      mask: Which leaves decay: a tree of bools like the parameters or a prefix of it, or a function
-        that makes one from the parameters. None decays all. Under `optax.inject_hyperparams` name
-        it in `static_args`, which else takes a function for a schedule.
-      bias_correction: False leaves out the divisions by :math:`1 - b^t`.
-      amsgrad: Divide by the root of the running maximum of the bias-corrected second moment, as
-        `optax.scale_by_amsgrad` does. Keeps a third slot.
+        PyTorch's; `optax.adamw` has 1e-4. If it isn't zero, `update` needs `params`.
+      mask: Which leaves have weight decay: a tree of bools like the parameters, a prefix of one, or
+        a function from parameters to such a tree. None means all leaves. With
+        `optax.inject_hyperparams`, name a function in `static_args`; otherwise Optax takes it for a
+        schedule.
+      bias_correction: False omits the divisions by :math:`1 - b^t`.
+      amsgrad: Divide by the square root of the running maximum of the bias-corrected second moment,
+        like `optax.scale_by_amsgrad`. Stores a third moment.
       adam_w_mode: False adds :math:`\lambda\theta` to the gradient (L2 regularisation) instead of
-        to the update: Adam, as `torch.optim.Adam` has it.
-      bits: 8 stores the moments in 8 bits, 32 or None in 32.
-      min_8bit_size: With 8 bits, leaves with fewer elements stay in 32; None means the 4096 of
-        `StateOptions`.
-      block_wise: With 8 bits, False gives a leaf one scale in all instead of one per 256 elements.
-      percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
-        from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
-        `clip_by_percentile`.
+        to the update, like `torch.optim.Adam`.
+      bits: 8 for 8-bit moments; 32 or None for float32.
+      min_8bit_size: With `bits=8`, leaves with fewer elements keep 32-bit state; None means 4096,
+        as in `StateOptions`.
+      block_wise: With `bits=8`, False uses a single scale per leaf instead of one per 256 elements.
+      percentile_clipping: Clips the norm of a leaf's gradient to this percentile of its last 100
+        norms, an int from 0 to 98 (99 is their maximum and clips nothing). None and 100 turn it
+        off. See `clip_by_percentile`.
       paged: True keeps the state of large leaves in host memory and streams it through the device
         in every step; see `paged_adamw`.
-      options: The rarer choices about state; see `StateOptions`.
+      options: Less common choices about the state; see `StateOptions`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Updates have the dtype that parameters and
       gradients promote to; arithmetic is in float32 (float64 for float64 leaves).
 
     State:
-      `AdamState`. 8 bytes per parameter in 32 bits; 2 + 8/256 in 8; half as much again with
-      `amsgrad`. 400 bytes per leaf more with `percentile_clipping`.
+      `AdamState`. 8 bytes per parameter with 32 bits, 2 + 8/256 with 8 bits; half as much again
+      with `amsgrad`. `percentile_clipping` adds 400 bytes per leaf.
 
     Raises:
       TypeError: An argument is of the wrong kind; a parameter or gradient is not floating point.
-      ValueError: An argument is out of range; `update` lacks `params`; a state does not fit.
+      ValueError: An argument is out of range; `update` lacks `params`; the state doesn't match.
 
     Examples:
       >>> loss = lambda p: jnp.sum(p**2)
@@ -148,8 +149,8 @@ def adamw8bit(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with 8-bit moments: 2.031 bytes of state per parameter instead of 8.
 
-    See `adamw` for the equations and arguments. A leaf of fewer than 4096 elements keeps its
-    moments in 32 bits.
+    See `adamw` for the equations and arguments. Leaves with fewer than 4096 elements keep
+    32-bit moments.
 
     Examples:
       >>> tx = optax.chain(clip_by_global_norm(1.0), adamw8bit(3e-4, weight_decay=0.1))
@@ -179,7 +180,7 @@ def adamw32bit(
     """AdamW with float32 moments: `optax.adamw`, with the arguments of `adamw`.
 
     See `adamw` for the equations and arguments. `min_8bit_size` and `block_wise` are checked and
-    have nothing to act on in 32 bits; they are here so that variants can be exchanged.
+    have no effect with 32 bits; they exist so that the variants are interchangeable.
 
     Examples:
       >>> tx = adamw32bit(3e-4, b2=0.95)
@@ -241,17 +242,17 @@ def paged_adamw(
     percentile_clipping: int | None = None,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW with its moments in host memory, in 32 or 8 bits.
+    """AdamW with its moments in host memory (CPU offload), 32-bit or 8-bit.
 
-    Takes the steps of `adamw`; see there for the equations and arguments, and `paged_lion` for what
-    paging does.
+    Computes the same steps as `adamw`; see there for the equations and arguments, and `paged_lion`
+    for paging.
 
     State:
-      `AdamState`, of which leaves that are paged have the memory kind `pinned_host`: 8 bytes per
-      parameter in 32 bits, 2 + 8/256 in 8.
+      `AdamState`, whose paged leaves have the memory kind `pinned_host`: 8 bytes per parameter with
+      32 bits, 2 + 8/256 with 8 bits.
 
     Raises:
-      ValueError: As `paged_lion`; and what `adamw` raises.
+      ValueError: Whatever `paged_lion` and `adamw` raise.
 
     Examples:
       >>> tx = paged_adamw(3e-4, bits=8)
@@ -281,7 +282,7 @@ def paged_adamw8bit(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with 8-bit moments in host memory: 2.031 bytes per parameter there.
 
-    See `adamw` for the equations and arguments, and `paged_lion` for what paging does.
+    See `adamw` for the equations and arguments, and `paged_lion` for paging.
 
     Examples:
       >>> tx = paged_adamw8bit(3e-4, weight_decay=0.1)
@@ -309,7 +310,7 @@ def paged_adamw32bit(
 ) -> optax.GradientTransformationExtraArgs:
     """AdamW with float32 moments in host memory: 8 bytes per parameter there.
 
-    See `adamw` for the equations and arguments, and `paged_lion` for what paging does.
+    See `adamw` for the equations and arguments, and `paged_lion` for paging.
 
     Examples:
       >>> tx = paged_adamw32bit(3e-4, options=StateOptions(device_budget=2 * 2**30))

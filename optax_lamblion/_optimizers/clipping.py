@@ -53,20 +53,20 @@ def record(history, squared, count, percentile):
 def clip_by_percentile(
     percentile: int = 5, *, scope: Literal["tensor", "global"] = "tensor"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales gradients down to a percentile of their own last 100 norms.
+    r"""Clips gradients to a percentile of their last 100 norms.
 
-    An adaptive threshold for clipping: with `percentile=5`, a gradient whose norm exceeds the sixth
-    smallest of the last hundred is scaled to it, so nearly every step is clipped a little and an
-    outlier a lot. This is what `percentile_clipping` does inside the optimizers of this package,
-    as a transformation of its own.
+    An adaptive threshold for clipping. With `percentile=5`, a gradient whose norm exceeds the sixth
+    smallest of the last hundred is scaled down to it, so nearly every step is clipped a little, and
+    outliers a lot. The argument `percentile_clipping` of this package's optimizers does the same;
+    this is a separate transformation.
 
     .. math::
       h_{t \bmod 100} = \|g_t\|^2, \qquad
       g \leftarrow g \cdot \min\left(1, \sqrt{\operatorname{sort}(h)_k} / \|g_t\|\right)
 
     Args:
-      percentile: int from 0 to 98, the place `k` in the sorted history; 99 is the largest norm and
-        clips nothing, 100 is off.
+      percentile: int from 0 to 98, the index `k` in the sorted history; 99 is the largest norm and
+        clips nothing, and 100 turns clipping off.
       scope: `"tensor"` compares each leaf with its own history, as bitsandbytes did;
         `"global"` compares the norm of all leaves together.
 
@@ -74,7 +74,7 @@ def clip_by_percentile(
       An `optax.GradientTransformationExtraArgs`.
 
     State:
-      400 bytes per leaf, or 400 bytes in all with `scope="global"`.
+      400 bytes per leaf, or 400 bytes in total with `scope="global"`.
 
     Raises:
       TypeError: `percentile` is not an int.

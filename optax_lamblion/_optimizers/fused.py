@@ -57,41 +57,41 @@ def apply_fused(
 ) -> tuple[optax.Params, optax.OptState]:
     r"""One optimizer step: `(params, state)` from `(params, grads, state)`.
 
-    Does what `tx.update` and `optax.apply_updates` do, for any Optax transformation. An optimizer
-    of this package that comes last in it (in `optax.chain`, `optax.masked`, `optax.partition`,
-    `optax.inject_hyperparams`) writes its parameters itself, which spares a tensor of updates: no
-    memory but parameters and state is needed for `lion8bit`.
+    Does the same as `tx.update` and `optax.apply_updates`, for any Optax transformation. If the
+    last transformation (in `optax.chain`, `optax.masked`, `optax.partition`,
+    `optax.inject_hyperparams`) is an optimizer of this package, it writes the parameters itself and
+    never materialises the updates: `lion8bit` then needs no memory beyond parameters, gradients and
+    state.
 
-    Behind `clip_by_global_norm` and `clip_by_percentile` of this package, such an optimizer reads
-    the gradients as they were and multiplies them as it goes, so scaled ones are not written, if
-    the step is compiled.
+    After this package's `clip_by_global_norm` and `clip_by_percentile`, such an optimizer reads the
+    original gradients and scales them on the fly, so a compiled step writes no scaled gradients.
 
-    Donate `params` and `state` to the function around it, so that both are written in place.
+    Donate `params` and `state` to the jitted function, so that both are updated in place.
 
     Args:
       tx: Any Optax transformation.
       params: Parameters.
       grads: Gradients, in the structure of the parameters.
       state: The state of `tx`.
-      grad_scale: What all gradients are multiplied by before `tx` sees them, a positive scalar such
-        as `1 / loss_scale`: None is 1. Clipping goes by the norm of the multiplied gradients.
-        Optimizers and clipping of this package multiply in float32, without a pass for it;
-        other transformations get gradients that are rounded to their own dtype, so give them
-        float32 ones where float16 would round them to zero. Elements that are not finite stay so:
-        an optimizer here leaves them alone, and `StateOptions.count_skipped` counts them.
+      grad_scale: A positive scalar that multiplies all gradients before `tx` sees them, such as
+        `1 / loss_scale`. None means 1. Clipping uses the norm of the scaled gradients. Optimizers
+        and clipping of this package multiply in float32, without an additional pass. Other
+        transformations get gradients rounded to their own dtype; pass float32 gradients if scaled
+        float16 ones would underflow. Non-finite elements stay non-finite: this package's optimizers
+        skip them, and `StateOptions.count_skipped` counts them.
       **extra_args: Passed on to `tx.update`.
 
     Returns:
-      `(params, state)`. The parameters are those of `optax.apply_updates` up to rounding (2 units
+      `(params, state)`. The parameters equal those of `optax.apply_updates` up to rounding (2 units
       in the last place), because the update is added before it is rounded to their dtype.
-      Transformations that choose between steps (`optax.MultiSteps`, `optax.apply_if_finite`,
-      `optax.transforms.conditionally_transform`, `conditionally_mask`) are applied in the plain
-      way.
+      Transformations that select between states (`optax.MultiSteps`, `optax.apply_if_finite`,
+      `optax.transforms.conditionally_transform`, `conditionally_mask`) run as `update` and
+      `apply_updates`.
 
     Raises:
-      TypeError: A transformation comes after an optimizer of this package and works on updates; or
-        gradients and state were passed in each other's place; `grad_scale` is no real number.
-      ValueError: `grad_scale` is known to be not positive, or not finite.
+      TypeError: A transformation after an optimizer of this package operates on updates; gradients
+        and state were swapped; or `grad_scale` is not a real number.
+      ValueError: `grad_scale` is not positive or not finite (checked for Python numbers).
 
     Examples:
       >>> tx = optax.chain(clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))

@@ -1,4 +1,4 @@
-"""Clipping by the norm of all gradients together."""
+"""Clipping by the global norm."""
 
 import functools
 from typing import Any
@@ -22,48 +22,48 @@ from pallas_kernels.arithmetic.step import root
 def clip_by_global_norm(
     max_norm: optax.ScalarOrSchedule, *, norm_axes: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales gradients down to a norm of all of them together.
+    r"""Clips the global norm of the gradients, without writing clipped gradients.
 
-    `optax.clip_by_global_norm`, which under `apply_fused` writes no scaled gradients: an optimizer
-    of this package that comes behind it multiplies each gradient where it reads it. With bfloat16,
-    clip and step of `lion8bit` move 10.03 bytes per parameter instead of 14.03. The norms serve
-    `percentile_clipping` and `clip_by_percentile` behind it as well, which then make no pass of
-    their own (but for `StateOptions.stacked` leaves, whose layers have norms of their own).
+    Like `optax.clip_by_global_norm`, but under `apply_fused` no scaled gradients are written: the
+    optimizer of this package that follows multiplies each gradient as it reads it. With bfloat16,
+    clipping and `lion8bit` then move 10.03 bytes per parameter instead of 14.03. A
+    `percentile_clipping` or `clip_by_percentile` that follows reuses the norms instead of computing
+    them again (except for `StateOptions.stacked` leaves, whose layers have their own norms).
 
     .. math::
       \|g\| = \sqrt{\textstyle\sum_i \|g_i\|^2}, \qquad
       g_i \leftarrow g_i \cdot \begin{cases} 1 & \|g\| < c \\ c / \|g\| & \text{else} \end{cases}
 
-    Norms are computed in float32 (float64 if a gradient is that). For float32 gradients on one
-    device, updates are Optax's to the last bit. For float16 and bfloat16, Optax adds squares up in
-    that dtype: here float16 does not overflow from a norm of 256 on, and a gradient is rounded
-    once, not three times. On meshes a norm depends on the order of addition in its last digits, and
-    under `apply_fused` a gradient is multiplied by :math:`c / \|g\|` and not divided first.
+    Norms are computed in float32 (float64 for float64 gradients). For float32 gradients on one
+    device, the results are Optax's to the last bit. For float16 and bfloat16, Optax sums squares in
+    that dtype; here, float16 doesn't overflow at a norm of 256, and a gradient is rounded once
+    instead of three times. On meshes, the last digits of a norm depend on the order of summation,
+    and under `apply_fused` a gradient is multiplied by :math:`c / \|g\|` instead of divided first.
 
-    What is not finite is what it is in Optax: a NaN anywhere makes all gradients NaN, and an
-    infinity, or a norm whose square is beyond float32, makes zeros of all elements but infinities,
-    which it makes NaN. The optimizers here leave elements that are NaN alone, and take a step by
-    their moments and weight decay for zeros; `StateOptions.count_skipped` counts the former.
+    Non-finite gradients are treated as in Optax. A NaN anywhere makes all gradients NaN. An
+    infinity, or a norm whose square exceeds float32, turns infinities into NaN and everything else
+    into zeros. The optimizers of this package skip NaN elements; for zeros they take a step with
+    their moments and weight decay. `StateOptions.count_skipped` counts the skipped ones.
 
     Args:
       max_norm: :math:`c`, a positive number or a schedule; infinity clips nothing.
-      norm_axes: Inside of `jax.shard_map(..., check_vma=False)` and `jax.pmap`, where types do not
-        say it, the names of the mesh axes over which all gradients are divided, such as
-        `("data",)`; or, if they are not divided alike, a tree with the `PartitionSpec` of each. A
-        gradient that is whole on every device has `PartitionSpec()`. `()` says so of all of them.
+      norm_axes: Needed inside `jax.shard_map(..., check_vma=False)` and `jax.pmap`, where types
+        don't tell how gradients are sharded: the names of the mesh axes over which all gradients
+        are sharded, such as `("data",)`; or, if they differ, a tree with the `PartitionSpec` of
+        each. A replicated gradient has `PartitionSpec()`; `()` means that all are replicated.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`.
 
     State:
-      Nothing, so checkpoints are exchanged with those of `optax.clip_by_global_norm`. With a
-      schedule `optax.ScaleByScheduleState`, whose count is 4 bytes.
+      None, so checkpoints are interchangeable with those of `optax.clip_by_global_norm`. With a
+      schedule, `optax.ScaleByScheduleState`, whose count takes 4 bytes.
 
     Raises:
       TypeError: `max_norm` is not a number or a schedule, or a schedule returns something else;
         `norm_axes` has neither names nor a `PartitionSpec`; a gradient is not floating point.
-      ValueError: `max_norm` is not positive; gradients are on several meshes; nothing says how they
-        are divided.
+      ValueError: `max_norm` is not positive; gradients are on several meshes; it is unknown how
+        they are sharded.
 
     Examples:
       >>> tx = optax.chain(clip_by_global_norm(1.0), lion8bit(0.1, weight_decay=0.1))
@@ -71,7 +71,7 @@ def clip_by_global_norm(
       >>> state = tx.init(params)
       >>> grads = {"w": jnp.array([30.0, -40.0]), "b": jnp.array([0.0])}
       >>> params, state = apply_fused(tx, params, grads, state)
-      >>> params["w"], state[1].mu["w"]  # a hundredth of the gradient as it is clipped
+      >>> params["w"], state[1].mu["w"]  # a hundredth of the clipped gradient
       (Array([0.89, 2.08], dtype=float32), Array([ 0.006, -0.008], dtype=float32))
 
     References:

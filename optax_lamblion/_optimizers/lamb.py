@@ -1,4 +1,4 @@
-"""LAMB by name, with its moments in 32 or 8 bits."""
+"""LAMB and its variants, with 32-bit or 8-bit moments."""
 
 import optax
 from jax.typing import ArrayLike
@@ -36,21 +36,21 @@ def lamb(
     paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""LAMB, with its moments in 32 or 8 bits.
+    r"""LAMB with 32-bit or 8-bit moments.
 
-    Adam's direction, scaled per leaf so that a step is as long as the learning rate times the
-    leaf's own norm. For training with large batches.
+    Adam's direction, scaled for every leaf by a trust ratio, so that the norm of the update is the
+    learning rate times the norm of the leaf. Designed for training with large batches.
 
     .. math::
       m_t &= b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2 \\
       u_t &= \frac{m_t / (1 - b_1^t)}{\sqrt{v_t / (1 - b_2^t)} + \epsilon} + \lambda\theta \\
       \Delta\theta &= -\eta\, r\, u_t, \qquad r = \|\theta\| / \|u_t\|
 
-    The trust ratio `r` is 1 when either norm is 0, so a leaf of zeros trains. In 8 bits the
-    direction is computed from the moments as they were stored, so that the step's length is exact;
-    both are rounded without bias (`docs/rounding.md`), and `v` never to 0 unless it is 0.
-    A gradient element that is not finite, or larger than 2**63, leaves its parameter and its
-    moments as they were.
+    The trust ratio `r` is 1 if either norm is 0, so a leaf of zeros can train. With 8 bits, the
+    direction is computed from the moments as stored, so that the norm of the update is exact. Both
+    moments are rounded without bias (`docs/rounding.md`), and `v` is never rounded to 0 unless it
+    is 0. Gradient elements that are not finite, or larger than 2**63, are skipped: their parameters
+    and moments stay unchanged.
 
     Args:
       learning_rate: :math:`\eta`, a number or a schedule.
@@ -59,28 +59,29 @@ def lamb(
       eps: :math:`\epsilon`, outside the root. The default is bitsandbytes'; `optax.lamb` has 1e-6.
       weight_decay: :math:`\lambda`, a number or a schedule; inside the update, before the trust
         ratio.
-      mask: Which leaves decay: a tree of bools like the parameters or a prefix of it, or a function
-        that makes one from the parameters. None decays all. Under `optax.inject_hyperparams` name
-        it in `static_args`, which else takes a function for a schedule.
-      bias_correction: False leaves out the divisions by :math:`1 - b^t`.
-      amsgrad: Divide by the root of the running maximum of the bias-corrected second moment, as
-        `optax.scale_by_amsgrad` does. Keeps a third slot.
+      mask: Which leaves have weight decay: a tree of bools like the parameters, a prefix of one, or
+        a function from parameters to such a tree. None means all leaves. With
+        `optax.inject_hyperparams`, name a function in `static_args`; otherwise Optax takes it for a
+        schedule.
+      bias_correction: False omits the divisions by :math:`1 - b^t`.
+      amsgrad: Divide by the square root of the running maximum of the bias-corrected second moment,
+        like `optax.scale_by_amsgrad`. Stores a third moment.
       adam_w_mode: False adds :math:`\lambda\theta` to the gradient (L2 regularisation) instead of
         to the update.
-      max_unorm: A number :math:`x` replaces the trust ratio by bitsandbytes' cap
-        :math:`\min(1, x \|\theta\| / \|u_t\|)`, which never lengthens a step; 0 switches it off,
-        so that the ratio is 1.
-      trust_clip: A pair `(low, high)` that the trust ratio is clipped to. `(1.0, 1.0)` is AdamW.
-      bits: 8 stores the moments in 8 bits, 32 or None in 32.
-      min_8bit_size: With 8 bits, leaves with fewer elements stay in 32; None means the 4096 of
-        `StateOptions`.
-      block_wise: With 8 bits, False gives a leaf one scale in all instead of one per 256 elements.
-      percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
-        from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
-        `clip_by_percentile`.
+      max_unorm: A number :math:`x` replaces the trust ratio with bitsandbytes' cap
+        :math:`\min(1, x \|\theta\| / \|u_t\|)`, which never lengthens a step; 0 turns it off, and
+        the ratio is 1.
+      trust_clip: A pair `(low, high)` to which the trust ratio is clipped. `(1.0, 1.0)` is AdamW.
+      bits: 8 for 8-bit moments; 32 or None for float32.
+      min_8bit_size: With `bits=8`, leaves with fewer elements keep 32-bit state; None means 4096,
+        as in `StateOptions`.
+      block_wise: With `bits=8`, False uses a single scale per leaf instead of one per 256 elements.
+      percentile_clipping: Clips the norm of a leaf's gradient to this percentile of its last 100
+        norms, an int from 0 to 98 (99 is their maximum and clips nothing). None and 100 turn it
+        off. See `clip_by_percentile`.
       paged: True keeps the state of large leaves in host memory and streams it through the device
         in every step; see `paged_lamb`.
-      options: The rarer choices about state; see `StateOptions`.
+      options: Less common choices about the state; see `StateOptions`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` whose `update` needs `params`. Updates have the
@@ -88,13 +89,13 @@ def lamb(
       leaves).
 
     State:
-      `LambState`. 8 bytes per parameter in 32 bits; 2 + 8/256 in 8; half as much again with
-      `amsgrad`. 400 bytes per leaf more with `percentile_clipping`.
+      `LambState`. 8 bytes per parameter with 32 bits, 2 + 8/256 with 8 bits; half as much again
+      with `amsgrad`. `percentile_clipping` adds 400 bytes per leaf.
 
     Raises:
       TypeError: An argument is of the wrong kind; a parameter or gradient is not floating point.
       ValueError: An argument is out of range; `max_unorm` and `trust_clip` are both given; `update`
-        lacks `params`; a state does not fit.
+        lacks `params`; the state doesn't match.
 
     Examples:
       >>> loss = lambda p: jnp.sum(p**2)
@@ -162,8 +163,8 @@ def lamb8bit(
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB with 8-bit moments: 2.031 bytes of state per parameter instead of 8.
 
-    See `lamb` for the equations and arguments. A leaf of fewer than 4096 elements keeps its moments
-    in 32 bits.
+    See `lamb` for the equations and arguments. Leaves with fewer than 4096 elements keep 32-bit
+    moments.
 
     Examples:
       >>> tx = lamb8bit(1e-3, weight_decay=0.01, trust_clip=(0.0, 10.0))
@@ -195,7 +196,7 @@ def lamb32bit(
     """LAMB with float32 moments: `optax.lamb`, with the arguments of `lamb`.
 
     See `lamb` for the equations and arguments. `min_8bit_size` and `block_wise` are checked and
-    have nothing to act on in 32 bits; they are here so that variants can be exchanged.
+    have no effect with 32 bits; they exist so that the variants are interchangeable.
 
     Examples:
       >>> tx = lamb32bit(1e-3, eps=1e-6)
@@ -226,8 +227,8 @@ def scale_by_lamb(
 ) -> optax.GradientTransformationExtraArgs:
     """The direction of a LAMB step, times its trust ratio, without learning rate.
 
-    The building block of `lamb`; see there for the arguments. Weight decay is part of it, because
-    the trust ratio is taken of the decayed direction.
+    The building block of `lamb`; see there for the arguments. It includes weight decay, because the
+    trust ratio uses the norm of the direction with decay.
 
     Examples:
       >>> tx = optax.chain(scale_by_lamb(bits=8), optax.scale_by_learning_rate(1e-3))
@@ -270,19 +271,19 @@ def paged_lamb(
     percentile_clipping: int | None = None,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """LAMB with its moments in host memory, in 32 or 8 bits.
+    """LAMB with its moments in host memory (CPU offload), 32-bit or 8-bit.
 
-    Takes the steps of `lamb`, to the last bit; see there for the equations and arguments, and
-    `paged_lion` for what paging does. A leaf whose state is larger than a page has to be read
-    twice, because its trust ratio is known only when all of it has been stepped once:
-    `StateOptions.device_budget` keeps such leaves on the device first.
+    Computes the same steps as `lamb`, to the last bit; see there for the equations and arguments,
+    and `paged_lion` for paging. A leaf whose state is larger than a page is read twice, because its
+    trust ratio is known only after a first pass; `StateOptions.device_budget` keeps the largest
+    leaves on the device.
 
     State:
-      `LambState`, of which leaves that are paged have the memory kind `pinned_host`: 8 bytes per
-      parameter in 32 bits, 2 + 8/256 in 8.
+      `LambState`, whose paged leaves have the memory kind `pinned_host`: 8 bytes per parameter with
+      32 bits, 2 + 8/256 with 8 bits.
 
     Raises:
-      ValueError: As `paged_lion`; and what `lamb` raises.
+      ValueError: Whatever `paged_lion` and `lamb` raise.
 
     Examples:
       >>> tx = paged_lamb(1e-3, bits=8, weight_decay=0.01)
@@ -314,7 +315,7 @@ def paged_lamb8bit(
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB with 8-bit moments in host memory: 2.031 bytes per parameter there.
 
-    See `lamb` for the equations and arguments, and `paged_lamb` for what paging does.
+    See `lamb` for the equations and arguments, and `paged_lamb` for paging.
 
     Examples:
       >>> tx = paged_lamb8bit(1e-3, weight_decay=0.01, trust_clip=(0.0, 10.0))
@@ -344,7 +345,7 @@ def paged_lamb32bit(
 ) -> optax.GradientTransformationExtraArgs:
     """LAMB with float32 moments in host memory: 8 bytes per parameter there.
 
-    See `lamb` for the equations and arguments, and `paged_lamb` for what paging does.
+    See `lamb` for the equations and arguments, and `paged_lamb` for paging.
 
     Examples:
       >>> tx = paged_lamb32bit(1e-3, eps=1e-6)

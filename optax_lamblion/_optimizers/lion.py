@@ -1,4 +1,4 @@
-"""Lion by name, with its momentum in 32 or 8 bits."""
+"""Lion and its variants, with 32-bit or 8-bit momentum."""
 
 import optax
 
@@ -24,51 +24,52 @@ def lion(
     paged: bool = False,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Lion, with its momentum in 32 or 8 bits.
+    r"""Lion with 32-bit or 8-bit momentum.
 
-    Takes the sign of a mix of momentum and gradient, so every element moves by the learning rate.
-    It keeps one slot per parameter, half of Adam's. Coming from AdamW, divide the learning rate by
-    3 to 10 and multiply the weight decay by as much.
+    The update is the sign of a weighted sum of momentum and gradient, so every element moves by the
+    learning rate. Lion stores one moment per parameter, half as much as Adam. Coming from AdamW,
+    divide the learning rate by 3 to 10 and multiply the weight decay by the same factor.
 
     .. math::
       u_t = \operatorname{sign}(b_1 m_{t-1} + (1 - b_1) g_t), \qquad
       m_t = b_2 m_{t-1} + (1 - b_2) g_t, \qquad
       \Delta\theta = -\eta\,(u_t + \lambda\theta)
 
-    A gradient element that is not finite leaves its parameter and its momentum as they were.
+    Non-finite gradient elements are skipped: their parameters and momentum stay unchanged.
 
     Args:
       learning_rate: :math:`\eta`, a number or a schedule.
-      b1: :math:`b_1`, the weight of the momentum when it is mixed with the gradient; a number in
-        [0, 1) or a schedule.
+      b1: :math:`b_1`, the weight of the momentum in its sum with the gradient; a number in [0, 1)
+        or a schedule.
       b2: :math:`b_2`, the decay of the momentum; a number in [0, 1) or a schedule.
-      weight_decay: :math:`\lambda`, decoupled; a number or a schedule. Not zero, it needs `params`
-        in `update`.
-      mask: Which leaves decay: a tree of bools like the parameters or a prefix of it, or a function
-        that makes one from the parameters. None decays all. Under `optax.inject_hyperparams` name
-        it in `static_args`, which else takes a function for a schedule.
-      bits: 8 stores the momentum in 8 bits, 32 or None in 32.
-      min_8bit_size: With 8 bits, leaves with fewer elements stay in 32; None means the 4096 of
-        `StateOptions`.
-      block_wise: With 8 bits, False gives a leaf one scale in all instead of one per 256 elements.
-      percentile_clipping: Scales a leaf's gradient to this percentile of its last 100 norms, an int
-        from 0 to 98 (99 is the largest of them, and clips nothing); None and 100 are off. See
-        `clip_by_percentile`.
+      weight_decay: :math:`\lambda`, decoupled; a number or a schedule. If it isn't zero, `update`
+        needs `params`.
+      mask: Which leaves have weight decay: a tree of bools like the parameters, a prefix of one, or
+        a function from parameters to such a tree. None means all leaves. With
+        `optax.inject_hyperparams`, name a function in `static_args`; otherwise Optax takes it for a
+        schedule.
+      bits: 8 for 8-bit momentum; 32 or None for float32.
+      min_8bit_size: With `bits=8`, leaves with fewer elements keep 32-bit state; None means 4096,
+        as in `StateOptions`.
+      block_wise: With `bits=8`, False uses a single scale per leaf instead of one per 256 elements.
+      percentile_clipping: Clips the norm of a leaf's gradient to this percentile of its last 100
+        norms, an int from 0 to 98 (99 is their maximum and clips nothing). None and 100 turn it
+        off. See `clip_by_percentile`.
       paged: True keeps the state of large leaves in host memory and streams it through the device
         in every step; see `paged_lion`.
-      options: The rarer choices about state; see `StateOptions`.
+      options: Less common choices about the state; see `StateOptions`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`. Updates have the dtype that parameters and
       gradients promote to; arithmetic is in float32 (float64 for float64 leaves).
 
     State:
-      `LionState`. 4 bytes per parameter in 32 bits; 1 + 4/256 in 8. 400 bytes per leaf more with
-      `percentile_clipping`.
+      `LionState`. 4 bytes per parameter with 32 bits, 1 + 4/256 with 8 bits. `percentile_clipping`
+      adds 400 bytes per leaf.
 
     Raises:
       TypeError: An argument is of the wrong kind; a parameter or gradient is not floating point.
-      ValueError: An argument is out of range; `update` lacks `params`; a state does not fit.
+      ValueError: An argument is out of range; `update` lacks `params`; the state doesn't match.
 
     Examples:
       >>> loss = lambda p: jnp.sum(p**2)
@@ -123,8 +124,8 @@ def lion8bit(
 ) -> optax.GradientTransformationExtraArgs:
     """Lion with 8-bit momentum: 1.016 bytes of state per parameter instead of 4.
 
-    See `lion` for the equations and arguments. A leaf of fewer than 4096 elements keeps its
-    momentum in 32 bits.
+    See `lion` for the equations and arguments. Leaves with fewer than 4096 elements keep
+    32-bit momentum.
 
     Examples:
       >>> tx = optax.chain(clip_by_global_norm(1.0), lion8bit(1e-4, weight_decay=0.1))
@@ -150,7 +151,7 @@ def lion32bit(
     """Lion with float32 momentum: `optax.lion` to the last bit, with the arguments of `lion`.
 
     See `lion` for the equations and arguments. `min_8bit_size` and `block_wise` are checked and
-    have nothing to act on in 32 bits; they are here so that variants can be exchanged.
+    have no effect with 32 bits; they exist so that the variants are interchangeable.
 
     Examples:
       >>> tx = lion32bit(1e-4, weight_decay=0.1)
@@ -209,25 +210,25 @@ def paged_lion(
     percentile_clipping: int | None = None,
     options: StateOptions | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Lion with its momentum in host memory, in 32 or 8 bits.
+    """Lion with its momentum in host memory (CPU offload), 32-bit or 8-bit.
 
-    Takes the steps of `lion`, to the last bit; see there for the equations and arguments. The
-    momentum of leaves with `StateOptions.page_min_size` elements or more sleeps in pinned host
-    memory. In a step it passes through the device in pages: while one is stepped, the next is
-    fetched and the last one stored. So a large model needs a hundred megabytes on the device for
-    its state, and every step waits for the link: all the state goes in and out of the device once.
-    What that costs, and how large a step has to be for it not to matter, is in `docs/paging.md`.
+    Computes the same steps as `lion`, to the last bit; see there for the equations and arguments.
+    The momentum of leaves with at least `StateOptions.page_min_size` elements is kept in pinned
+    host memory and streamed through the device in pages: while one page is updated, the next one is
+    fetched and the previous one is written back. A large model therefore needs only about a hundred
+    megabytes of device memory for its state, but all of the state crosses the link twice per step.
+    See `docs/paging.md` for what that costs, and when it doesn't matter.
 
-    Donate parameters and state to the function around `update`, or the host holds them twice.
+    Donate parameters and state to the jitted step; otherwise the host holds the state twice.
 
     State:
-      `LionState`, of which leaves that are paged have the memory kind `pinned_host`: 4 bytes per
-      parameter in 32 bits, 1 + 4/256 in 8. In a step, up to `(pages_in_flight + 1) * page_bytes`
-      of the device's memory, 96 MiB by default, whatever the size of the model.
+      `LionState`, whose paged leaves have the memory kind `pinned_host`: 4 bytes per parameter with
+      32 bits, 1 + 4/256 with 8 bits. During a step, up to `(pages_in_flight + 1) * page_bytes` of
+      device memory, 96 MiB by default, whatever the size of the model.
 
     Raises:
       ValueError: The platform has no pinned host memory; the optimizer is inside
-        `optax.MultiSteps`, for which the message has a substitute; and what `lion` raises.
+        `optax.MultiSteps` (the message shows an alternative); and whatever `lion` raises.
 
     Examples:
       >>> tx = paged_lion(1e-4, bits=8, weight_decay=0.1)
@@ -253,7 +254,7 @@ def paged_lion8bit(
 ) -> optax.GradientTransformationExtraArgs:
     """Lion with 8-bit momentum in host memory: 1.016 bytes per parameter there.
 
-    See `lion` for the equations and arguments, and `paged_lion` for what paging does.
+    See `lion` for the equations and arguments, and `paged_lion` for paging.
 
     Examples:
       >>> tx = optax.chain(clip_by_global_norm(1.0), paged_lion8bit(1e-4, weight_decay=0.1))
@@ -281,7 +282,7 @@ def paged_lion32bit(
 ) -> optax.GradientTransformationExtraArgs:
     """Lion with float32 momentum in host memory: 4 bytes per parameter there.
 
-    See `lion` for the equations and arguments, and `paged_lion` for what paging does.
+    See `lion` for the equations and arguments, and `paged_lion` for paging.
 
     Examples:
       >>> tx = paged_lion32bit(1e-4, options=StateOptions(device_budget=2 * 2**30))

@@ -1,4 +1,4 @@
-"""The static choices about state that are not everyday ones."""
+"""Static, less common choices about the state."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,67 +15,66 @@ from pallas_kernels.arithmetic.params import ROUNDINGS
 from pallas_kernels.dispatch import check_implementation
 
 type Mask = Any | Callable[[Any], Any] | None
-"""A tree of bools like the parameters, or a prefix of it, or a function that makes one of them."""
+"""A tree of bools like the parameters, a prefix of one, or a function from parameters to one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StateOptions:
-    """How the state of an optimizer is stored: its static choices, in one object.
+    """How an optimizer stores its state and takes its steps: static choices, in one object.
 
-    All of them are decided when the optimizer is built and none is a number that
+    All of them are fixed when the optimizer is built, and none is a number that
     `optax.inject_hyperparams` could turn into an array.
 
     Attributes:
-      block_size: Elements that share a scale: a power of two from 32 to 4096. Smaller blocks are
-        more accurate and cost 4 / block_size bytes per element.
-      codec: What the 8-bit codes mean: `"power"` (the most accurate for optimizer state),
+      block_size: Number of elements that share a scale, a power of two from 32 to 4096. Smaller
+        blocks are more accurate and cost 4 / block_size bytes per element.
+      codec: The levels of the 8-bit codes: `"power"` (the most accurate for optimizer state),
         `"dynamic"` (bitsandbytes' map, for exchange with it) or `"linear"`.
       min_8bit_size: Leaves with fewer elements keep float32 state. The `min_8bit_size` argument of
-        an optimizer goes before it.
-      keep_32bit: Which leaves keep float32 state whatever their size: a function of the leaf's
-        path, such as `lambda path: "embed" in path` (paths look like `"encoder/embed/kernel"`), or
-        a tree of bools shaped like the parameters or a prefix of them. This is what
-        `GlobalOptimManager` does in bitsandbytes.
-      stacked: Which leaves are stacks of layers along their first axis, as scans over layers have
-        them: a function of the path or a tree of bools, as for `keep_32bit`. Every layer then has
-        norms of its own, for LAMB's trust ratio and for percentile clipping.
-      norm_axes: Inside of `jax.shard_map` and `jax.pmap`, the names of the mesh axes over which
-        parameters are divided, and their norms to be added up. None takes them from the types of
-        the state, which `check_vma=False` does not have. Everywhere else arrays are whole, and say
-        themselves how they are divided.
-      implementation: Which code makes a step. None takes the fastest that can: the kernels by
-        Pallas and Mosaic on NVIDIA GPUs, those by Triton on other GPUs and for block sizes 2048
-        and 4096 if jax-triton is installed, XLA elsewhere. `"mosaic"` and `"triton"` take these
-        kernels or raise, `"xla"` takes none. Leaves of fewer than 4096 elements and those in 32
-        bits are always XLA's.
-        A step that is differentiated needs `"xla"` on a GPU; one that is exported for a GPU from a
-        machine without one gets kernels by name only.
-      count_skipped: Whether the state counts the elements that steps have left alone because their
-        gradient was not finite: its `skipped` is then an int32 scalar, the number of them in all
-        steps so far (2**31 - 1 if there are more). It is exact up to 2**24 for a leaf and step. On
-        a mesh it takes an all-reduce of one number for every leaf.
-      param_rounding: How parameters in bfloat16 and float16 are written, which loses a step that is
-        smaller than half the distance to the next number. `"nearest"` loses it. `"stochastic"`
-        rounds up or down at random, without bias: from the step, the leaf and the element, so a run
-        can be repeated, and is the same on any mesh (but inside of `jax.shard_map`).
-        `"compensated"` keeps what is missing in a byte of state per parameter (`full_precision`
-        puts both together), so that a parameter has about 24 bits. Both need `apply_fused`, where
-        the optimizer writes parameters itself. Parameters in other dtypes are not concerned.
-      update_dtype: None returns updates of `update` in the dtype that gradients and parameters
-        promote to. `jnp.float32` returns them unrounded also where these have 16 bits, so that
-        `optax.apply_updates` rounds once, or they can be added to a copy in float32. Of no effect
-        under `apply_fused`, which adds before it rounds.
-      page_min_size: A paged optimizer pages the state of leaves with at least so many elements; the
+        an optimizer takes precedence.
+      keep_32bit: Leaves that keep float32 state whatever their size: a function of the leaf's path,
+        such as `lambda path: "embed" in path` (paths look like `"encoder/embed/kernel"`), or a tree
+        of bools like the parameters or a prefix of one. The counterpart of bitsandbytes'
+        `GlobalOptimManager`.
+      stacked: Leaves that are stacks of layers along their first axis, as in scanned models: a
+        function of the path or a tree of bools, as for `keep_32bit`. Every layer then has its own
+        norms, for LAMB's trust ratio and for percentile clipping.
+      norm_axes: Needed inside `jax.shard_map(..., check_vma=False)` and `jax.pmap`: the names of
+        the mesh axes over which parameters are sharded, so that norms are summed over them. None
+        reads them from the types of the state, which lack them there. Elsewhere arrays are global
+        and carry their sharding.
+      implementation: The code that takes a step. None selects the fastest that can run: the
+        Pallas (Mosaic) kernels on NVIDIA GPUs; the Triton kernels on other GPUs and for block sizes
+        2048 and 4096, if jax-triton is installed; XLA elsewhere. `"mosaic"` and `"triton"` use
+        these kernels or raise; `"xla"` uses none. Leaves with fewer than 4096 elements and 32-bit
+        leaves always run through XLA. To differentiate a step on a GPU, use `"xla"`. A step
+        exported for a GPU on a machine without one uses kernels only if you name them.
+      count_skipped: Whether the state counts the elements that steps skipped because their gradient
+        was not finite. Its `skipped` is then an int32 scalar: the number over all steps so far, up
+        to 2**31 - 1, and exact up to 2**24 per leaf and step. On a mesh this takes an all-reduce of
+        one number per leaf.
+      param_rounding: How bfloat16 and float16 parameters are rounded, if an update is smaller than
+        half the distance to the next number. `"nearest"` loses it. `"stochastic"` rounds up or down
+        at random, without bias; the random bits depend on the step, the leaf and the element only,
+        so runs are reproducible and the same on any mesh (except inside `jax.shard_map`).
+        `"compensated"` stores the difference in one byte of state per parameter, for about 24 bits
+        per parameter; `full_precision` adds it. Both need `apply_fused`, with which the optimizer
+        writes the parameters itself. Parameters of other dtypes are unaffected.
+      update_dtype: The dtype of the updates that `update` returns. None uses the dtype that
+        gradients and parameters promote to. `jnp.float32` returns unrounded updates for 16-bit
+        parameters as well, so that `optax.apply_updates` rounds once, or that you can add them to a
+        float32 copy. No effect under `apply_fused`, which adds before it rounds.
+      page_min_size: A paged optimizer pages the state of leaves with at least this many elements;
         others stay on the device.
-      page_bytes: Room on the device for a page, what a paged optimizer moves at a time; at least
-        2**20. State of larger leaves is cut into pieces, that of smaller ones goes together.
-        Float32 state counts twice, because it is not overwritten. Leaves of fewer than 2**20
-        elements are not cut, nor are those in 8 bits with `block_wise=False`.
-      pages_in_flight: How many pages are on the device while one more is fetched; at least 1. State
-        in motion takes up to `(pages_in_flight + 1) * page_bytes` there.
-      device_budget: Bytes of state that a paged optimizer keeps on the device all the time: what is
-        below `page_min_size`, and then as much of the rest as there is room for. None and 0 page
-        all that is not below.
+      page_bytes: Device memory per page, the unit in which a paged optimizer moves state; at least
+        2**20. Larger leaves are split, smaller ones share a page. Float32 state counts twice,
+        because it is not updated in place. Leaves with fewer than 2**20 elements are not split, nor
+        are 8-bit leaves with `block_wise=False`.
+      pages_in_flight: The number of pages on the device while another one is fetched, at least 1.
+        State in transit takes up to `(pages_in_flight + 1) * page_bytes` of device memory.
+      device_budget: Bytes of state that a paged optimizer keeps on the device permanently: leaves
+        below `page_min_size` first, then the largest leaves that fit. None and 0 page every leaf
+        that is not below `page_min_size`.
 
     Raises:
       TypeError: An option is of the wrong kind.

@@ -1,4 +1,4 @@
-"""What parameters of 16 bits hold: in full with their residual, and which steps move them."""
+"""16-bit parameters: their full value with residuals, and which updates move them."""
 
 from typing import Any
 
@@ -14,22 +14,22 @@ from pallas_kernels.arithmetic.params import is_16bit, joined
 
 
 def full_precision(params: optax.Params, state: optax.OptState) -> optax.Params:
-    """Parameters in float32, with what an optimizer keeps of them beyond their 16 bits.
+    """Parameters in float32: 16-bit parameters plus the residuals in the optimizer state.
 
-    For evaluation, export and averages of what was trained with
+    For evaluation, export and weight averaging after training with
     `StateOptions(param_rounding="compensated")`. The model itself computes with `params`.
 
     Args:
       params: Parameters.
-      state: The state of the transformation that they were last stepped by, which has one of such
-        an optimizer in it.
+      state: The state after the step that produced them, from a transformation that contains such
+        an optimizer.
 
     Returns:
-      A tree like `params`: those in bfloat16 and float16 as float32 arrays on the device, with
-      their residual where the state has one; all others as they are.
+      A tree like `params`: bfloat16 and float16 parameters become float32 arrays on the device,
+      with their residuals added if the state has any; others are returned unchanged.
 
     Raises:
-      ValueError: The state has no residuals, or that of a parameter has another shape.
+      ValueError: The state has no residuals, or a residual has another shape than its parameter.
 
     Examples:
       >>> options = StateOptions(param_rounding="compensated")
@@ -79,20 +79,20 @@ def _residuals(state):
 
 
 def share_moved(params: optax.Params, step: Any) -> dict[str, float]:
-    """Which share of every parameter of 16 bits a step moves, if it is rounded to the nearest.
+    """The share of elements of 16-bit parameters that an update moves, rounding to nearest.
 
-    An element moves if the step is more than half the way to the next number: about a part in 512
-    of it in bfloat16, and in 4096 in float16. Where the share is small, training stalls: see
-    `StateOptions.param_rounding`.
+    An element moves if its update is more than half the distance to the next number: about one part
+    in 512 of its value in bfloat16, and in 4096 in float16. If the share is small, training stalls;
+    see `StateOptions.param_rounding`.
 
     Args:
       params: Parameters.
-      step: What is added to them: a tree of updates like `params`; or a number, for steps of this
-        size in either direction, as Lion makes them with that learning rate.
+      step: The update: a tree of updates like `params`; or a number, for updates of this size in
+        both directions, like those of Lion with this learning rate.
 
     Returns:
-      A share from 0 to 1 by the name of every parameter in bfloat16 or float16, such as
-      `"encoder/kernel"`. An element whose step is zero counts as one that does not move.
+      A dict from the name of every bfloat16 or float16 parameter, such as `"encoder/kernel"`, to a
+      share from 0 to 1. Elements whose update is zero count as not moved.
 
     Raises:
       ValueError: `step` is a tree of another structure.

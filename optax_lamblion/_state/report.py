@@ -1,4 +1,4 @@
-"""What a state costs: bytes by leaf, by dtype, by kind of memory and on each device."""
+"""The size of a state: bytes by leaf, by dtype, by memory kind and on each device."""
 
 import collections
 import dataclasses
@@ -25,19 +25,19 @@ class StateLeaf(NamedTuple):
     memory_kind: str
     nbytes: int
     shard_nbytes: int
-    """Bytes of the part that one device has: `nbytes`, where the array is not divided."""
+    """Bytes of the shard on one device; `nbytes` if the array is not sharded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StateReport:
-    """The bytes of an optimizer's state; prints as a table, in notebooks too.
+    """The bytes of an optimizer's state; prints as a table, also in notebooks.
 
-    A state of more than 40 arrays prints as groups of arrays with the same beginning of their path,
-    dtype and kind of memory.
+    A state with more than 40 arrays prints groups of arrays that share the beginning of their path,
+    their dtype and their memory kind.
 
     Attributes:
       leaves: One `StateLeaf` per array, in tree order.
-      parameters: How many parameters it is the state of, or None if that was not told.
+      parameters: The number of parameters, or None if `params` wasn't passed.
       parameter_nbytes: Their bytes, or None.
     """
 
@@ -47,17 +47,17 @@ class StateReport:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all."""
+        """Total bytes."""
         return sum(leaf.nbytes for leaf in self.leaves)
 
     @property
     def shard_nbytes(self) -> int:
-        """Bytes that one device has, in any kind of memory."""
+        """Bytes on one device, in any kind of memory."""
         return sum(leaf.shard_nbytes for leaf in self.leaves)
 
     @property
     def bytes_per_parameter(self) -> float | None:
-        """Bytes in all for each parameter, or None if the report knows of no parameters."""
+        """Total bytes per parameter, or None if `params` wasn't passed."""
         return self.nbytes / self.parameters if self.parameters else None
 
     @property
@@ -158,18 +158,17 @@ def state_report(state: optax.OptState, params: Any = None) -> StateReport:
     """Counts the bytes of an optimizer's state.
 
     Args:
-      state: The state of any Optax transformation: arrays, or their forms from
-        `jax.eval_shape(tx.init, params)`, which cost no memory.
-      params: The parameters, or their forms, for a report that says how many there are and how many
-        bytes of state each of them costs.
+      state: The state of any Optax transformation: arrays, or shapes from
+        `jax.eval_shape(tx.init, params)`, which take no memory.
+      params: The parameters, or their shapes. With them, the report includes their number and the
+        bytes of state per parameter.
 
     Returns:
       A `StateReport`: `nbytes`, `by_dtype`, `by_memory_kind` and `leaves`. It prints as a table.
-      Bytes are those of the whole (global) arrays. Of arrays that are divided among devices it has
-      the bytes on one of them, too: `shard_nbytes`.
+      Bytes count global arrays; for sharded arrays, `shard_nbytes` counts the bytes on one device.
 
     Raises:
-      TypeError: There is something in `state` or `params` that is no array.
+      TypeError: `state` or `params` contains something that is not an array.
 
     Examples:
       >>> params = {"w": jnp.zeros((64, 256)), "b": jnp.zeros(256)}
@@ -187,7 +186,7 @@ def state_report(state: optax.OptState, params: Any = None) -> StateReport:
       total                                 device  17,676
       total                                         17,676
 
-      For a model that is too large to be here:
+      For a model that is too large for this machine:
 
       >>> shapes = {"w": jax.ShapeDtypeStruct((8192, 131072), jnp.bfloat16)}
       >>> report = state_report(jax.eval_shape(lamb8bit().init, shapes), shapes)

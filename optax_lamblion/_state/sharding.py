@@ -1,4 +1,4 @@
-"""Where on a mesh the state of an optimizer goes."""
+"""Shardings for the state of an optimizer on a mesh."""
 
 import math
 from typing import Any, NamedTuple
@@ -23,23 +23,22 @@ def state_sharding(
 ) -> Any:
     r"""Shardings for the state of an optimizer, from those of its parameters.
 
-    Moments are divided as their parameters are, scales as the blocks that they belong to; counts
-    and norms are on every device, and paged state is in host memory. Give them to `jax.jit` as
-    `out_shardings` of `tx.init`, and of the step if it donates its state, on a mesh with Auto axes:
-    XLA then writes every array of the state over itself. Or to a checkpoint library, to restore a
-    state on this mesh whatever mesh it was saved from.
+    Moments are sharded like their parameters, and scales like the blocks they belong to. Counts and
+    norms are replicated, and paged state is in host memory. Pass the result to `jax.jit` as
+    `out_shardings` of `tx.init`, and, on a mesh with Auto axes, of a step that donates its state,
+    so that XLA updates every array in place. Or pass it to a checkpoint library to restore a state
+    on this mesh, whatever mesh it was saved from.
 
     Args:
-      tx: Any Optax transformation. Arrays that it keeps for every parameter are recognised by their
-        shape and their place in the tree; all others go to every device.
+      tx: Any Optax transformation. Its per-parameter arrays are recognised by their shape and their
+        position in the tree; all others are replicated.
       params: Parameters, or their `jax.ShapeDtypeStruct`.
-      shardings: `jax.sharding.NamedSharding` of every parameter: a tree like `params`, or a prefix
-        of it. None takes those that the parameters have.
-      over: A mesh axis, or a tuple of them, over which the state is divided on top, as in ZeRO's
-        first stage: parameters that are the same along a data-parallel axis then have their state
-        divided over it. Each device steps the part that it has the state of, and XLA gathers the
-        parameters, or updates, once a step. It is the first axis of an array that is divided, of
-        those whose shards keep blocks whole.
+      shardings: The `jax.sharding.NamedSharding` of every parameter: a tree like `params`, or a
+        prefix of it. None uses the shardings of `params`.
+      over: A mesh axis, or a tuple of them, over which to shard the state further, as in the first
+        stage of ZeRO: parameters that are replicated along a data-parallel axis then have sharded
+        state. Each device updates its shard, and XLA gathers the parameters, or updates, once per
+        step. The first axis of an array whose shards consist of whole blocks is sharded.
 
     Returns:
       A tree of `NamedSharding` like `tx.init(params)`.
@@ -50,8 +49,8 @@ def state_sharding(
         mesh does not have.
 
     Warns:
-      UserWarning: Shards cut blocks of elements that share a scale; names the leaves, and a block
-        size that fits. Such leaves are gathered in every step.
+      UserWarning: Shards split blocks; the message names the leaves, and a block size that fits.
+        Such leaves are gathered in every step.
 
     Examples:
       >>> from jax.sharding import NamedSharding, PartitionSpec

@@ -1,4 +1,4 @@
-"""A state of Lion as a checkpoint that bitsandbytes reads."""
+"""Export of a Lion state to a checkpoint for bitsandbytes."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,27 +27,27 @@ def to_bitsandbytes(
     b2: float = 0.99,
     weight_decay: float = 0.0,
 ) -> dict[str, Any]:
-    """A state of Lion as a checkpoint for bitsandbytes' `Lion`, `Lion8bit` and their paged kin.
+    """Exports a Lion state as a checkpoint for bitsandbytes' `Lion`, `Lion8bit` and paged variants.
 
-    Leaves in 8 bits get the codes and scales of bitsandbytes: those of
-    `StateOptions(codec="dynamic")` with blocks of 256 without any rounding, others stored again.
+    8-bit leaves get codes and scales in bitsandbytes' format: translated exactly from
+    `StateOptions(codec="dynamic")` with blocks of 256, and quantized again otherwise.
 
     Args:
-      state: The state of a Lion, with that of the transformations around it.
-      names: The paths of the parameters, in the order in which the optimizer over there gets them.
-      adapt: Called with path and momentum in the shape that the parameter has here; returns it in
-        the shape that it has in PyTorch.
-      learning_rate: What to write as `lr`.
-      b1: What to write as the first of `betas`.
-      b2: What to write as the second of `betas`.
-      weight_decay: What to write as `weight_decay`.
+      state: The state of a transformation that contains Lion.
+      names: The paths of the parameters, in the order in which the PyTorch optimizer gets them.
+      adapt: A function of a path and a momentum with the shape of the JAX parameter that returns it
+        with the shape of the PyTorch parameter.
+      learning_rate: The value to write as `lr`.
+      b1: The value to write as the first of `betas`.
+      b2: The value to write as the second of `betas`.
+      weight_decay: The value to write as `weight_decay`.
 
     Returns:
       `{"state": {0: ...}, "param_groups": [...]}` with NumPy arrays, in the layout of bitsandbytes
       0.49.2 and later. `optax-lamblion convert` writes it to a file.
 
     Raises:
-      ValueError: There is no state of Lion, or `names` are not its leaves.
+      ValueError: `state` contains no Lion state, or `names` don't match its leaves.
 
     Examples:
       >>> state = lion8bit(1e-4).init({"w": jnp.ones((64, 96))})

@@ -1,4 +1,4 @@
-"""Checkpoints of bitsandbytes' Lion, LAMB and AdamW, and what becomes of them here."""
+"""Import of checkpoints of bitsandbytes' Lion, LAMB and AdamW."""
 
 import os
 import warnings
@@ -44,50 +44,49 @@ def from_bitsandbytes(
     block_size: int | None = None,
     allow_missing: bool = False,
 ) -> optax.OptState:
-    """The state of an optimizer from a checkpoint of bitsandbytes' Lion, LAMB, Adam or AdamW.
+    """Imports a checkpoint of bitsandbytes' Lion, LAMB, Adam or AdamW as the state of `tx`.
 
-    Reads what any version of `bitsandbytes.optim` saved of them, paged or not: in 8 or 32 bits,
-    nested or flat, in blocks of 256 or 2048 elements or with one scale per tensor, by the maps of
-    codes in the file. LAMB, Adam and AdamW keep the same moments, so `tx` says which of them goes
-    on: `adamw8bit` for Adam and AdamW, whose steps are the same over there. With
-    `StateOptions(codec="dynamic")` and the block size of the checkpoint, every code becomes the one
-    that has its value here, and scales keep their bits; otherwise moments are decoded and stored as
-    `tx` keeps them.
+    Reads what any version of `bitsandbytes.optim` saves for them, paged or not: 8-bit or 32-bit,
+    nested or flat, with blocks of 256 or 2048 elements or one scale per tensor, using the code maps
+    in the file. LAMB, Adam and AdamW store the same moments, so `tx` decides how training
+    continues: use `adamw8bit` for both Adam and AdamW, which take the same steps in bitsandbytes.
+    With `StateOptions(codec="dynamic")` and the block size of the checkpoint, every code is
+    translated exactly and scales keep their bits. Otherwise moments are decoded and quantized again
+    in the layout of `tx`.
 
     Args:
-      checkpoint: A file, `.pt` (read without PyTorch; nothing in it is executed) or
-        `.safetensors`; or what `optimizer.state_dict()` returned, with tensors of PyTorch or
-        NumPy's arrays.
+      checkpoint: A `.pt` file (read without PyTorch; nothing in it is executed), a `.safetensors`
+        file, or the result of `optimizer.state_dict()` with PyTorch tensors or NumPy arrays.
       params: Parameters, or their `jax.ShapeDtypeStruct`.
-      tx: The transformation that is to go on: an `adamw8bit`, or a chain with one in it.
-      names: Which parameter is which: paths such as `"encoder/kernel"` in the order in which
-        bitsandbytes' optimizer got its parameters, which is that of `model.named_parameters()` as a
-        rule; or a mapping from their numbers in the checkpoint (or names, where it has names) to
-        paths. None will do where parameters have an order: a list or tuple of arrays, or one array.
-      adapt: Called with path and moment, in the shape that the parameter has in PyTorch; returns
-        it in the shape that it has here, as `lambda path, x: x.T if path.endswith("kernel") else x`
-        does. It may only move elements.
-      key: Where in a file the optimizer is, if it holds more: `"optimizer"`.
-      order: `"storage"` or `"logical"`: how the elements of a slot are ordered that is not
-        contiguous. On a GPU bitsandbytes goes by memory, on a CPU by index. None finds out, or
-        raises where nothing tells.
-      block_size: Elements per scale. None asks the number of scales.
-      allow_missing: Whether a parameter may have no state, which starts at zero then. bitsandbytes
-        has none for parameters that never got a gradient.
+      tx: The transformation to continue with: `adamw8bit(...)`, or a chain that contains it.
+      names: The paths of the parameters, such as `"encoder/kernel"`, in the order in which the
+        PyTorch optimizer got them (usually that of `model.named_parameters()`); or a mapping from
+        their numbers, or names, in the checkpoint to paths. Not needed if `params` has an order: a
+        list or tuple of arrays, or a single array.
+      adapt: A function of a path and a moment with the shape of the PyTorch parameter that returns
+        it with the shape of the JAX parameter, such as
+        `lambda path, x: x.T if path.endswith("kernel") else x`. It may only rearrange elements.
+      key: The key of the optimizer in a file that contains more, such as `"optimizer"`.
+      order: `"storage"` or `"logical"`: the order of elements in non-contiguous tensors.
+        bitsandbytes uses memory order on GPUs and index order on CPUs. None detects it, or raises
+        if it can't.
+      block_size: Elements per scale. None derives it from the number of scales.
+      allow_missing: Whether to accept parameters without state, which then start at zero.
+        bitsandbytes has no state for parameters that never received a gradient.
 
     Returns:
-      The state of `tx`; other transformations in a chain start anew. Go on with the checkpoint's
-      `learning_rate` and so on: it is `tx` that has them.
+      The state of `tx`; other transformations in a chain start fresh. Hyper-parameters such as the
+      learning rate are not read: build `tx` with those of the checkpoint.
 
     Raises:
       TypeError: `checkpoint` is neither a file nor a state dict, or `names` is needed.
-      ValueError: The checkpoint is damaged, of another optimizer, or for other parameters; the
-        message names the entry and the parameter.
+      ValueError: The checkpoint is damaged, or belongs to another optimizer or other parameters;
+        the message names the entry and the parameter.
       FileNotFoundError: There is no such file.
       ImportError: The library that reads the file is not installed.
 
     Warns:
-      UserWarning: The checkpoint has gradient norms of percentile clipping, and `tx` does not clip.
+      UserWarning: The checkpoint has norms of percentile clipping, but `tx` doesn't clip.
 
     Examples:
       >>> params = {"dense": {"kernel": jnp.ones((64, 96))}}
