@@ -72,6 +72,6 @@ def _explain_paged(name, implementation, reason):
     if device.platform == "tpu" and name.endswith("8bit"):
         return "none", REFUSAL.format(f"`{name.removeprefix('paged_')}`")
     if KIND in (kinds := memory_kinds(device)):
-        return implementation, f"{reason}; state sleeps in memory of kind {KIND}"
+        return implementation, f"{reason}; state is kept in memory of kind {KIND}"
     there = ", ".join(sorted(kinds))
     return "none", f"{device.platform.upper()} has no memory of kind {KIND}, only {there}"

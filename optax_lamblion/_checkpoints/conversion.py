@@ -79,8 +79,8 @@ def convert_state(
     behind = saved.left_behind()
     saved.refuse_the_rest()
     if saved.begun or behind:
-        words = [f"moments of {first_names(saved.begun)} begin at zero"] if saved.begun else []
-        words += [f"what was saved of {first_names(behind)} is left behind"] if behind else []
+        words = [f"moments of {first_names(saved.begun)} start at zero"] if saved.begun else []
+        words += [f"the saved moments of {first_names(behind)} are dropped"] if behind else []
         warnings.warn(f"In `convert_state`, {', and '.join(words)}.", stacklevel=2)
     return out
 
@@ -170,23 +170,23 @@ def _refuse_another(like, source, layout):
     refuse_layout(layout_in(like), layout, mu, _CONVERT)
     if like.gnorm_history is not None and source.history is None:
         raise ValueError(
-            "What was saved has no `gnorm_history`: its optimizer had no `percentile_clipping`. "
-            f"Build this one without, or, so that norms start anew, {_CONVERT}."
+            "The saved state has no `gnorm_history`: its optimizer had no `percentile_clipping`. "
+            f"Build this one without, or, so that norms start empty, {_CONVERT}."
         )
     if like.skipped is not None and source.skipped is None:
         raise ValueError(
-            "What was saved has no `skipped`: its optimizer had no "
+            "The saved state has no `skipped`: its optimizer had no "
             "`StateOptions(count_skipped=True)`. Build this one without, or, so that it counts "
             f"from zero, {_CONVERT}."
         )
     if (like.residual is None) != (source.residual is None):
         rounding = '`StateOptions(param_rounding="compensated")`'
         raise ValueError(
-            f"What was saved has no `residual`: its optimizer had no {rounding}. Build this one "
-            f"without, or, so that residuals begin at zero, {_CONVERT}."
+            f"The saved state has no `residual`: its optimizer had no {rounding}. Build this one "
+            f"without, or, so that residuals start at zero, {_CONVERT}."
             if source.residual is None
-            else f"What was saved has a `residual`. Build the optimizer with {rounding}, or, to "
-            f"leave behind what parameters have beyond their 16 bits, {_CONVERT}."
+            else f"The saved state has a `residual`. Build the optimizer with {rounding}, or, to "
+            f"drop what parameters have beyond their 16 bits, {_CONVERT}."
         )
 
 

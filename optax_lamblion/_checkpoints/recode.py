@@ -169,8 +169,8 @@ def refuse_broken(leaf, stored, name):
         kinds = "NaN, infinite or negative" if not_negative else "NaN or infinite"
         raise ValueError(
             f"State leaf {leaf} has {what} that are {kinds} ({broken} of {x.size}). What "
-            "was saved is damaged, or the run had broken down before. Take an earlier checkpoint, "
-            "or let the leaf begin anew: zeros for all of its moments and scales."
+            "was saved is damaged, or the run had diverged before. Take an earlier checkpoint, "
+            "or reset the leaf: set all of its moments and scales to zero."
         )
 
 
@@ -214,7 +214,7 @@ def _residual(leaf, known, like):
     if x.dtype != jnp.int8:
         raise ValueError(
             f"State leaf residual[{leaf!r}] has dtype {x.dtype}; it should be int8. If it was "
-            "cast, cast it back, or leave the residuals out of the state to go on without them."
+            "cast, cast it back, or remove the residuals from the state to continue without them."
         )
     return x if x.shape == like.shape else jnp.zeros(like.shape, like.dtype)
 

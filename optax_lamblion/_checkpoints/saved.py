@@ -123,9 +123,9 @@ class Saved:
                         self._left.pop(_unboxed(_join(prefix, field, leaf)), None)
         if rows and len(begun) == len(rows):
             raise ValueError(
-                f"What was saved has no moments of any of these parameters, which are "
+                f"The saved state has no moments of any of these parameters, which are "
                 f"{first_names(list(begun))}: it is of another kind of optimizer, or for other "
-                "parameters. To begin anew with all of them call `tx.init(params)`."
+                "parameters. To start all of them at zero, call `tx.init(params)`."
             )
         self.begun += begun
         return begun
@@ -153,13 +153,13 @@ class Saved:
         )
         if wants and not has:
             raise ValueError(
-                "`tx` is made by `optax.inject_hyperparams`, and what was saved is not. Convert it "
-                "for the optimizer without that, and put it into a fresh state: "
+                "`tx` is from `optax.inject_hyperparams`, but the saved state is not. Convert it "
+                "for the optimizer inside, and put the result into a fresh state: "
                 "`tx.init(params)._replace(inner_state=convert_state(state, params, inner))`."
             )
         if has and not wants:
             raise ValueError(
-                "What was saved is of `optax.inject_hyperparams`, by which `tx` is not made. Pass "
+                "The saved state is from `optax.inject_hyperparams`, but `tx` is not. Pass "
                 "what is inside: `state.inner_state`, or `state['inner_state']` of a dict."
             )
 
@@ -171,7 +171,7 @@ class Saved:
             raise ValueError(
                 f"State leaf {left[0]!r}{more} has no place in the state of this optimizer. Build "
                 "the optimizer with the arguments and for the parameters that the state was saved "
-                "with, or leave the leaf out of the state to go on without it."
+                "with, or remove the leaf from the state to continue without it."
             )
 
     def _count(self, name):
@@ -191,7 +191,7 @@ class Saved:
             if x.dtype == jnp.uint8:
                 raise ValueError(
                     f"State leaf {_join(prefix, name, leaf)!r} has codes, but there is no "
-                    f"{_join(prefix, 'layout')!r} that says what they mean. It was not saved whole."
+                    f"{_join(prefix, 'layout')!r} that describes them. It is incomplete."
                 )
             return Stored(x)
         return Stored(x, self._pop(_join(prefix, f"{name}_absmax", leaf)), layout)
@@ -203,16 +203,15 @@ class Saved:
         found = {x for x in found if x.startswith(f"{prefix}/")} or found
         if len(found) != 1:
             raise ValueError(
-                f"There is no state of Lion, LAMB or AdamW {_at(prefix)}, with a `count` and "
-                "moments, of what was saved, which "
-                f"has {first_names(list(self._left)) or 'no arrays'}. Pass the state of the "
-                "optimizer, with the transformations around it that `tx` has."
+                f"The saved state has no state of Lion, LAMB or AdamW {_at(prefix)}, with a "
+                f"`count` and moments. It has {first_names(list(self._left)) or 'no arrays'}. Pass the "
+                "state of the optimizer, with the transformations around it that `tx` has."
             )
         (only,) = found
         if self._exact:
             raise ValueError(
-                f"What was saved has its state of Lion, LAMB or AdamW {_at(only)}, and this "
-                f"optimizer has it {_at(prefix)}. Restore what was saved without a target, and "
+                f"The saved state of Lion, LAMB or AdamW is {_at(only)}, and this "
+                f"optimizer has it {_at(prefix)}. Restore the checkpoint without a target, and "
                 "convert that: `convert_state(restored, params, tx)`."
             )
         return only
@@ -227,15 +226,15 @@ class Saved:
         name = _unboxed(name)
         if name not in self._left:
             raise ValueError(
-                f"State leaf {name!r} is missing from what was saved, which has "
+                f"State leaf {name!r} is missing from the saved state, which has "
                 f"{first_names(list(self._left)) or 'no arrays'}. It was saved by another "
-                f"optimizer, for other parameters, or not whole.{remedy}"
+                f"optimizer, for other parameters, or incompletely.{remedy}"
             )
         return self._left.pop(name)
 
 
 _BEGIN_ANEW = (
-    "A new head or a longer vocabulary begins at zero with `convert_state(state, params, tx, "
+    "A new head or a larger vocabulary starts at zero with `convert_state(state, params, tx, "
     'missing="fresh")`.'
 )
 _INJECTED = re.compile(r"(?:^|/)(hyperparams/)[^/]+$")

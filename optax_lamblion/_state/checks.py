@@ -13,7 +13,7 @@ from pallas_kernels.arithmetic.blocks import absmax_shape
 
 _MAKE_NEW = "make a new state with `tx.init(params)`"
 _CONVERT = (
-    "Convert what was saved with `convert_state(state, params, tx)`, or make a new state with "
+    "Convert the saved state with `convert_state(state, params, tx)`, or make a new state with "
     "`tx.init(params)`"
 )
 
@@ -57,7 +57,7 @@ def check_state(c, state):
     if not counts and state.skipped is not None:
         raise ValueError(
             "The state has a count `skipped`, which this optimizer does not keep. Build it with "
-            "`options=StateOptions(count_skipped=True)`, or leave the count behind with "
+            "`options=StateOptions(count_skipped=True)`, or drop the count with "
             "`state._replace(skipped=None)`."
         )
     if (c.layout is not None) != (state.mu_absmax is not None):
@@ -88,7 +88,7 @@ def check_state(c, state):
     if c.keeps_residuals != (state.residual is not None):
         raise ValueError(
             'The state has no `residual`: it was made without `param_rounding="compensated"`. Let '
-            "it begin at zero with `convert_state(state, params, tx)`, or make a new one with "
+            "it start at zero with `convert_state(state, params, tx)`, or make a new one with "
             "`tx.init(params)`."
             if c.keeps_residuals
             else "The state has a `residual`, which this optimizer does not keep. Build it with "
@@ -165,12 +165,12 @@ def check_slot(leaf, values, absmax, shape, block_size, *, of, any_floating=Fals
     shape = tuple(shape)
     for x in (values,) if absmax is None else (values, absmax):
         if not hasattr(x, "dtype"):
-            raise ValueError(f"State leaf {leaf} has {x!r} in place of an array. {_CONVERT}.")
+            raise ValueError(f"State leaf {leaf} has {x!r} instead of an array. {_CONVERT}.")
     if tuple(values.shape) != shape:
         raise ValueError(
             f"State leaf {leaf} has shape {tuple(values.shape)}, but {of} has {shape}. "
             "It belongs to other parameters; make a new state with `tx.init(params)`, or let the "
-            'leaf begin anew with `convert_state(state, params, tx, missing="fresh")`.'
+            'leaf restart at zero: `convert_state(state, params, tx, missing="fresh")`.'
         )
     scales, unused = absmax_shape(shape, block_size), (1,) * len(shape)
     has = "no scales" if absmax is None else f"scales of shape {tuple(absmax.shape)}"
@@ -217,7 +217,7 @@ def check_residual(leaf, x, p, has_residual):
       has_residual: Whether it is one that has a residual.
     """
     if not hasattr(x, "dtype"):
-        raise ValueError(f"State leaf residual[{leaf!r}] is {x!r}, and no array. {_CONVERT}.")
+        raise ValueError(f"State leaf residual[{leaf!r}] is {x!r}, not an array. {_CONVERT}.")
     shape = tuple(p.shape) if has_residual else (1,) * len(p.shape)
     if tuple(x.shape) != shape or x.dtype != jnp.int8:
         raise ValueError(
@@ -251,7 +251,7 @@ def check_history(leaf, x, shape):
     """Raises `ValueError` unless an array of this shape can be the gradient norms of a leaf."""
     shape = tuple(shape)
     if not hasattr(x, "dtype"):
-        raise ValueError(f"State leaf gnorm_history[{leaf!r}] is {x!r}, and no array. {_CONVERT}.")
+        raise ValueError(f"State leaf gnorm_history[{leaf!r}] is {x!r}, not an array. {_CONVERT}.")
     if tuple(x.shape) != shape or x.dtype != jnp.float32:
         raise ValueError(
             f"State leaf gnorm_history[{leaf!r}] has shape {tuple(x.shape)} and dtype {x.dtype}; "

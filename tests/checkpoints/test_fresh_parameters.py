@@ -39,7 +39,7 @@ OPTIMIZERS = {
 
 def fresh(state, params, tx):
     """The state, and what is warned of."""
-    with pytest.warns(UserWarning, match="begin at zero") as caught:
+    with pytest.warns(UserWarning, match="start at zero") as caught:
         state = convert_state(state, params, tx, missing="fresh")
     assert caught[0].filename == __file__
     return state, str(caught[0].message)
@@ -59,8 +59,8 @@ def test_what_was_saved_goes_on_and_the_rest_begins_anew(name):
         new = path[-1] in (jax.tree_util.DictKey("words"), jax.tree_util.DictKey("head"))
         np.testing.assert_array_equal(x, zero if new else old[path], str(path))
         assert x.sharding.memory_kind == zero.sharding.memory_kind
-    assert "moments of 'head', 'words' begin at zero" in warned
-    assert "of 'old_head' is left behind" in warned
+    assert "moments of 'head', 'words' start at zero" in warned
+    assert "of 'old_head' are dropped" in warned
 
 
 def test_layers_that_were_frozen_begin_when_they_thaw():
@@ -68,7 +68,7 @@ def test_layers_that_were_frozen_begin_when_they_thaw():
     after = optax.masked(lion8bit(), {"body": True, "words": True, "old_head": True})
     old = problem.filled(before.init(OLD))
     state, warned = fresh(old, OLD, after)
-    assert "moments of 'body' begin" in warned and "behind" not in warned
+    assert "moments of 'body' start" in warned and "dropped" not in warned
     assert not state.inner_state.mu["body"].any()
     assert problem.bits(state.inner_state.mu["words"]) == problem.bits(old.inner_state.mu["words"])
 

@@ -124,7 +124,7 @@ DAMAGED = [
         "two layouts", LION, "layout", {"power_256_v2": np.int32(0), "power_64_v2": np.int32(0)},
         "`layout`", "one entry", "'power_64_v2'",
     ),
-    damaged("no layout", LION, "layout", None, "'mu/layer/w'", "'layout'", "not saved whole"),
+    damaged("no layout", LION, "layout", None, "'mu/layer/w'", "'layout'", "incomplete"),
 ]  # fmt: skip
 
 
@@ -297,7 +297,11 @@ def test_the_page_shows_the_message():
 
 def test_norms_that_are_missing_are_refused_unless_that_is_welcome():
     tx, saved = lion8bit(percentile_clipping=5), lion8bit().init(P)
-    check(lambda: restore_target(tx, P, saved), ValueError, ["`gnorm_history`", "anew", *CONVERT])
+    check(
+        lambda: restore_target(tx, P, saved),
+        ValueError,
+        ["`gnorm_history`", "start empty", *CONVERT],
+    )
     assert restore_target(tx, P, saved, convert=True).gnorm_history is None
 
 

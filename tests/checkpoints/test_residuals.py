@@ -143,7 +143,7 @@ def test_a_parameter_that_begins_anew_has_a_residual_of_zeros():
     p["rows"] = jnp.concatenate([p["rows"], p["rows"][:4]])  # a longer vocabulary
     p["head"] = p["rows"][:, :256]
     del p["small"]
-    with pytest.warns(UserWarning, match="'head'.*'rows'.*begin at zero.*'small'.*left behind"):
+    with pytest.warns(UserWarning, match="'head'.*'rows'.*start at zero.*'small'.*dropped"):
         new = convert_state(state, p, tx, missing="fresh")
     assert problem.bits(new.residual["odd_tail"]) == problem.bits(state.residual["odd_tail"])
     for name in ("rows", "head"):

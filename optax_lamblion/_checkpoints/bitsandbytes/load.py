@@ -221,7 +221,7 @@ def _source(like, entries, adapt, block_size, allow_missing):
     if history and like.gnorm_history is None:
         warnings.warn(
             "The checkpoint has the gradient norms of percentile clipping, which `tx` does not do; "
-            "they are left behind. Build `tx` with `percentile_clipping` to go on with it.",
+            "they are dropped. Build `tx` with `percentile_clipping` to keep them.",
             skip_file_prefixes=_NOT_THE_CALLER,
         )
     slots = {name: {**leaves, **fresh} for name, leaves in slots.items()}

@@ -119,7 +119,7 @@ def _moment(where, entry, i, block_size):
 def _get(where, entry, key):
     if key not in entry:
         has = ", ".join(map(repr, entry)) or "nothing"
-        raise ValueError(f"`{where}` lacks {key!r}; it has {has}. The checkpoint is not whole.")
+        raise ValueError(f"`{where}` lacks {key!r}; it has {has}. The checkpoint is incomplete.")
     return entry[key]
 
 
@@ -164,7 +164,7 @@ def _checked(name, x, shape, not_negative=False):
         raise ValueError(f"`{name}` has shape {x.shape}; it needs to be {tuple(shape)}.")
     if not np.isfinite(x.astype(np.float32)).all():
         raise ValueError(
-            f"`{name}` has numbers that are NaN or infinite: the run had broken down before it was "
+            f"`{name}` has numbers that are NaN or infinite: the run had diverged before it was "
             "saved. Take an earlier checkpoint."
         )
     if not_negative and (x < 0).any():

@@ -79,7 +79,7 @@ def as_array(tensor, name="tensor", order="storage"):
 def _check_ordinary(tensor, name):
     """Raises `ValueError` for a tensor of PyTorch that is in several pieces, or in none."""
     if hasattr(tensor, "full_tensor"):
-        raise ValueError(f"`{name}` is divided over devices. Gather it with `full_tensor()` first.")
+        raise ValueError(f"`{name}` is sharded over devices. Gather it with `full_tensor()` first.")
     strided = sys.modules["torch"].strided
     if tensor.layout != strided or tensor.is_quantized or tensor.device.type == "meta":
         raise ValueError(
