@@ -204,8 +204,8 @@ class Saved:
         if len(found) != 1:
             raise ValueError(
                 f"The saved state has no state of Lion, LAMB or AdamW {_at(prefix)}, with a "
-                f"`count` and moments. It has {first_names(list(self._left)) or 'no arrays'}. Pass the "
-                "state of the optimizer, with the transformations around it that `tx` has."
+                f"`count` and moments. It has {first_names(list(self._left)) or 'no arrays'}. Pass "
+                "the state of the optimizer, with the transformations around it that `tx` has."
             )
         (only,) = found
         if self._exact:
