@@ -32,8 +32,8 @@ def block():
     sheet = Sheet(
         400,
         "Block-wise quantization",
-        "A tensor is cut into blocks of 256 elements. A block is stored as one byte for each element "
-        "and one float32 scale, the largest magnitude in the block.",
+        "A tensor is cut into blocks of 256 elements. A block is stored as one byte for each "
+        "element and one float32 scale, the largest magnitude in the block.",
     )
     sheet.text(20, 32, "momentum, row after row", kind="bold")
     for i in range(5):
@@ -132,8 +132,8 @@ def step():
     sheet = Sheet(
         500,
         "One step, fused and not",
-        "A step decodes the state, applies the rule and encodes the state again. With tx.update and "
-        "apply_updates the updates are written to memory and read again; apply_fused writes "
+        "A step decodes the state, applies the rule and encodes the state again. With tx.update "
+        "and apply_updates the updates are written to memory and read again; apply_fused writes "
         "parameters directly.",
     )
     sheet.text(20, 30, "apply_fused: one pass", kind="bold")
@@ -183,8 +183,8 @@ def pages():
     sheet = Sheet(
         330,
         "Paging",
-        "The state is kept in host memory in pages. While page 3 is stepped on the device, page 4 is "
-        "fetched and page 2 is stored.",
+        "The state is kept in host memory in pages. While page 3 is stepped on the device, page 4 "
+        "is fetched and page 2 is stored.",
     )
     sheet.text(20, 30, "host memory: the whole state, in pages", kind="bold")
     for i in range(6):

@@ -1,8 +1,8 @@
 """A sheet of paper for the pictures of `docs/concepts.md`: shapes and words, as an SVG file.
 
-A sheet is narrow, so that its words can be read on a phone. It has a background of its own and
-follows the reader's light or dark mode; where a page is dark and the reader's system is not, it is a
-light card.
+A sheet is narrow, so that its words can be read on a phone. It has its own background and follows
+the reader's light or dark mode. Where a page is dark and the reader's system is not, it is a light
+card.
 """
 
 import html
