@@ -1,6 +1,5 @@
-"""The recipes of docs/flax.md, and a small model of each kind to try them on."""
+"""A small model of each kind, and what docs/flax.md says of a step."""
 
-import functools
 import pathlib
 import re
 
@@ -16,18 +15,8 @@ TOKENS = jnp.arange(16)
 TARGETS = (TOKENS * 5 + 3) % 16
 
 
-@functools.cache
-def recipe(name):
-    """A class or function of the page. Its block imports what it needs, so it runs by itself."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = (x for x in blocks if re.search(rf"^(class|def) {name}\(", x, re.MULTILINE))
-    names = {"__name__": "docs.flax"}
-    exec(compile(block, f"{PAGE.name}: {name}", "exec"), names)
-    return names[name]
-
-
 def temporary(v):
-    """Temporary bytes per parameter in the table on the page: with updates, and without."""
+    """Temporary bytes per parameter in the table on the page: of Flax's optimizer, and of ours."""
     row = re.search(
         rf"^\|[^|]*`{v.name}`[^|]*\|([^|]*)\|([^|]*)\|$", PAGE.read_text(), re.MULTILINE
     )

@@ -1,4 +1,4 @@
-"""Optimizers in Linen's `TrainState`, and in the one of docs/flax.md that makes no updates."""
+"""Optimizers in Linen's `TrainState`, and in the one of this package."""
 
 from typing import Any
 
@@ -9,21 +9,20 @@ import optax
 import pytest
 from flax import linen as nn
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
-from flax.training.train_state import TrainState
+from flax.training import train_state
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_lamblion import StateOptions, lion8bit, paged_lamb8bit, state_sharding
+from optax_lamblion.flax import TrainState
 from tests.flax import problem
 from tests.optimizers.test_apply_fused import assert_two_ulp
 from tests.variants import VARIANTS, every
 
-FusedTrainState = problem.recipe("FusedTrainState")
-
 
 @every(lambda v: v.bits == 8)
 def test_training_with_donation(v):
-    state = problem.train_state(TrainState, v()).replace(step=jnp.int32(0))
+    state = problem.train_state(train_state.TrainState, v()).replace(step=jnp.int32(0))
     before = problem.forms(state)
     assert ("pinned_host" in {kind for *_, kind in before}) == v.paged
     step = jax.jit(problem.linen_train, donate_argnums=0).lower(state).compile()
@@ -38,11 +37,11 @@ def test_training_with_donation(v):
 
 
 @every(lambda v: v.bits == 8)
-def test_a_step_without_updates(v):
+def test_a_step_needs_no_updates(v):
     tx = v()
     plain, fused = (
         problem.train_state(kind, tx).replace(step=jnp.int32(0))
-        for kind in (TrainState, FusedTrainState)
+        for kind in (train_state.TrainState, TrainState)
     )
     step = jax.jit(lambda state, grads: state.apply_gradients(grads=grads), donate_argnums=0)
     grads = problem.normal_like(plain.params)
@@ -63,7 +62,7 @@ def test_a_step_without_updates(v):
 
 def test_clipping_in_front_keeps_the_clipped_gradients():
     (v,) = (v for v in VARIANTS if v.name == "lion8bit")
-    state = problem.train_state(FusedTrainState, optax.chain(optax.clip_by_global_norm(1.0), v()))
+    state = problem.train_state(TrainState, optax.chain(optax.clip_by_global_norm(1.0), v()))
     step = jax.jit(lambda state, grads: state.apply_gradients(grads=grads), donate_argnums=0)
     grads = problem.normal_like(state.params)
     memory = step.lower(state, grads).compile().memory_analysis()
@@ -75,7 +74,7 @@ def test_clipping_in_front_keeps_the_clipped_gradients():
 def test_values_that_gradients_overwrite_are_not_stepped():
     tx = optax.chain(optax.clip_by_global_norm(1.0), lion8bit(1e-3, weight_decay=0.1))
     plain, fused = (
-        problem.train_state(kind, tx, fp8=True) for kind in (TrainState, FusedTrainState)
+        problem.train_state(kind, tx, fp8=True) for kind in (train_state.TrainState, TrainState)
     )
     assert set(fused.params) == {"params", OVERWRITE_WITH_GRADIENT}
     assert set(fused.opt_state[1].mu) == set(fused.params["params"])
@@ -89,7 +88,7 @@ def test_values_that_gradients_overwrite_are_not_stepped():
 
 
 def test_other_fields_are_replaced():
-    class WithStatistics(FusedTrainState):
+    class WithStatistics(TrainState):
         statistics: Any = None
 
     state = problem.train_state(WithStatistics, lion8bit(1e-3))
@@ -120,7 +119,7 @@ def test_a_train_state_on_a_mesh(make):
     tx = make(3e-3, weight_decay=0.1, options=OPTIONS)
 
     def create():
-        return problem.train_state(FusedTrainState, tx)
+        return problem.train_state(TrainState, tx)
 
     shapes = jax.eval_shape(create)
     for_params = jax.tree.map(
@@ -144,16 +143,49 @@ def test_a_train_state_on_a_mesh(make):
     problem.assert_at(state, there)
 
 
-def test_logical_names_are_taken_out_of_their_boxes():
-    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+class TestBoxes:
+    """Parameters with logical names are in boxes, which their state has not."""
+
     rows = nn.with_partitioning(nn.initializers.lecun_normal(), ("x", None))
     model = nn.Dense(256, kernel_init=rows)
     x = jnp.ones((4, 256))
-    boxed = jax.eval_shape(lambda: model.init(jax.random.key(0), x)["params"])
-    shapes, for_params = nn.unbox(boxed), nn.get_sharding(boxed, mesh)
-    for_state = state_sharding(lion8bit(), shapes, for_params)
-    assert for_state.mu_absmax["kernel"].spec == P("x")
-    params = nn.unbox(model.init(jax.random.key(0), x)["params"])
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=lion8bit())
-    assert state.opt_state.mu_absmax["kernel"].shape == (256, 1)
-    assert jax.tree.structure(state.opt_state) == jax.tree.structure(for_state)
+
+    def create(self):
+        boxed = self.model.init(jax.random.key(0), self.x)["params"]
+        return TrainState.create(apply_fn=self.model.apply, params=boxed, tx=lion8bit(1e-3))
+
+    def test_a_step_keeps_them_and_is_that_of_bare_parameters(self):
+        state = self.create()
+        bare = state.replace(params=nn.unbox(state.params))
+        assert state.opt_state.mu_absmax["kernel"].shape == (256, 1)
+        step = jax.jit(lambda state, grads: state.apply_gradients(grads=grads))
+        boxed_grads = jax.tree.map(jnp.ones_like, state.params)
+        new, expected = step(state, boxed_grads), step(bare, nn.unbox(boxed_grads))
+        assert isinstance(new.params["kernel"], nn.Partitioned)
+        problem.assert_equal(nn.unbox(new), expected)
+        again = self.create().restore(new.checkpoint())
+        assert jax.tree.structure(again) == jax.tree.structure(new.replace(step=1))
+        problem.assert_equal(again.replace(step=new.step), new)
+
+    def test_state_sharding_takes_what_linen_knows_of_them(self):
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+        shapes = jax.eval_shape(self.create)
+        for_params = nn.get_sharding(shapes.params, mesh)
+        for_state = state_sharding(shapes.tx, nn.unbox(shapes.params), for_params)
+        assert for_state.mu_absmax["kernel"].spec == P("x")
+        assert jax.tree.structure(for_state) == jax.tree.structure(shapes.opt_state)
+
+
+def test_extra_arguments_and_grad_scale_reach_the_step():
+    state = problem.train_state(TrainState, lion8bit(1e-3))
+    grads = problem.normal_like(state.params)
+    doubled = jax.tree.map(lambda x: 2 * x, grads)
+    new = state.apply_gradients(grads=doubled, extra_args={"grad_scale": 0.5})
+    problem.assert_equal(new, state.apply_gradients(grads=grads))
+    with pytest.raises(TypeError, match="`grad_scale` must be one real number"):
+        state.apply_gradients(grads=grads, extra_args={"grad_scale": "2"})
+
+
+def test_what_is_no_transformation_is_refused():
+    with pytest.raises(TypeError, match=r"must be an Optax transformation.*function `lion8bit`"):
+        problem.train_state(TrainState, lion8bit)

@@ -1,4 +1,4 @@
-"""Optimizers in `nnx.Optimizer`, and in the one of docs/flax.md that makes no updates."""
+"""Optimizers in `nnx.Optimizer`, and in the one of this package."""
 
 import functools
 
@@ -10,13 +10,13 @@ import pytest
 from flax import nnx
 
 from optax_lamblion import StateOptions, lamb8bit, lion8bit, lion32bit, paged_lion8bit
+from optax_lamblion.flax import Optimizer
 from tests.flax import problem
 from tests.flax.problem import params_of, state_of
 from tests.optimizers.test_apply_fused import assert_two_ulp
 from tests.variants import every
 
-FusedOptimizer = problem.recipe("FusedOptimizer")
-EITHER = pytest.mark.parametrize("kind", [nnx.Optimizer, FusedOptimizer], ids=lambda x: x.__name__)
+EITHER = pytest.mark.parametrize("kind", [nnx.Optimizer, Optimizer], ids=["flax", "ours"])
 PAGED = StateOptions(page_min_size=1000)
 
 
@@ -61,7 +61,7 @@ def test_without_donation_state_stays_in_host_memory():
 
 
 def test_jax_jit_donates_what_was_split():
-    model, optimizer = make(FusedOptimizer, paged_lion8bit(1e-2, options=PAGED))
+    model, optimizer = make(Optimizer, paged_lion8bit(1e-2, options=PAGED))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(graphdef, state):
@@ -79,14 +79,14 @@ def test_jax_jit_donates_what_was_split():
     assert problem.cross_entropy(model(problem.TOKENS)) < loss
 
 
-# --------------------------------------------------------------------------------- without updates
+# --------------------------------------------------------------------------------- in place
 
 
 # `lion` is `lion32bit` by another name, and so on.
 @every()
-def test_a_step_without_updates(v):
+def test_a_step_needs_no_updates(v):
     model, plain = make(nnx.Optimizer, v())
-    twin, fused = make(FusedOptimizer, v())
+    twin, fused = make(Optimizer, v())
     step = nnx.jit(problem.update, donate_argnums=(0, 1))
     grads = problem.gradients(model)
     theirs = step.lower(model, plain, grads).compile()
@@ -117,9 +117,18 @@ def test_extra_arguments_reach_the_transformation():
         return updates, state
 
     observe = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
-    model, optimizer = make(FusedOptimizer, optax.chain(observe, lion8bit(1e-3)))
+    model, optimizer = make(Optimizer, optax.chain(observe, lion8bit(1e-3)))
     optimizer.update(model, problem.gradients(model), value=3.0)
     assert seen == [3.0]
+
+
+def test_gradients_are_multiplied_by_grad_scale():
+    model, optimizer = make(Optimizer, lion8bit(1e-3))
+    twin, expected = make(Optimizer, lion8bit(1e-3))
+    grads = problem.gradients(model)
+    optimizer.update(model, jax.tree.map(lambda x: 2 * x, grads), grad_scale=0.5)
+    expected.update(twin, grads)
+    problem.assert_equal((model, optimizer), (twin, expected))
 
 
 @EITHER
@@ -212,7 +221,7 @@ WRAPPERS = {
 def test_works_through_wrappers(tx):
     """Parameters come out as those of a step over dicts, without Flax."""
     model, plain = make(nnx.Optimizer, tx)
-    twin, fused = make(FusedOptimizer, tx)
+    twin, fused = make(Optimizer, tx)
     grads = problem.gradients(model)
     old, g = (nnx.to_pure_dict(x) for x in (nnx.state(model, nnx.Param), grads))
     updates, _ = jax.jit(tx.update)(g, tx.init(old), old)

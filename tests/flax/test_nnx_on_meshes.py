@@ -8,11 +8,9 @@ from flax import nnx
 from jax.sharding import AxisType
 
 from optax_lamblion import StateOptions, lamb8bit, lion8bit, paged_lion8bit, state_sharding
+from optax_lamblion.flax import Optimizer, shardings
 from tests.flax import problem
 from tests.flax.problem import params_of, state_of
-
-FusedOptimizer = problem.recipe("FusedOptimizer")
-places = problem.recipe("places")
 
 # Of the embedding's 1024 columns each device has 128, which is less than a block of 256.
 OPTIONS = StateOptions(block_size=128, page_min_size=1000)
@@ -43,7 +41,7 @@ def test_state_is_where_state_sharding_says_and_stays_there(kind, make):
     tx = make(1e-2, weight_decay=0.1, options=OPTIONS)
     with jax.set_mesh(make_mesh(kind)):
         model = problem.Model(nnx.with_partitioning)
-        optimizer = FusedOptimizer(model, tx, wrt=nnx.Param)
+        optimizer = Optimizer(model, tx, wrt=nnx.Param)
         for_state = state_sharding(tx, params_of(model))
         problem.assert_at(state_of(optimizer), for_state)
         assert for_state.mu["embed"]["embedding"].shard_shape((16, 1024)) == (16, 128)
@@ -53,7 +51,7 @@ def test_state_is_where_state_sharding_says_and_stays_there(kind, make):
         grads = problem.gradients(model)
         old = jax.tree.map(np.array, params_of(model))
         # XLA is free to put results elsewhere on a mesh with Auto axes.
-        there = (places(model), places(optimizer), None) if kind == "auto" else None
+        there = (shardings(model), shardings(optimizer), None) if kind == "auto" else None
         step = nnx.jit(problem.update, in_shardings=there, donate_argnums=(0, 1))
         compiled = step.lower(model, optimizer, grads).compile()
         of_one_device = [x.addressable_shards[0].data for x in jax.tree.leaves((model, optimizer))]
@@ -65,7 +63,7 @@ def test_state_is_where_state_sharding_says_and_stays_there(kind, make):
 
     alone = problem.Model()
     nnx.update(alone, jax.tree.map(jnp.asarray, old))
-    by_itself = FusedOptimizer(alone, tx, wrt=nnx.Param)
+    by_itself = Optimizer(alone, tx, wrt=nnx.Param)
     nnx.jit(problem.update)(alone, by_itself, problem.gradients(alone))
     problem.assert_equal(state_of(optimizer), state_of(by_itself))
     jax.tree.map(SAME[make], params_of(model), params_of(alone), old)
@@ -76,13 +74,37 @@ def test_training_on_a_mesh():
     tx = lion8bit(1e-2, options=OPTIONS)
     with jax.set_mesh(make_mesh("auto")):
         model = problem.Model(nnx.with_partitioning)
-        optimizer = FusedOptimizer(model, tx, wrt=nnx.Param)
+        optimizer = Optimizer(model, tx, wrt=nnx.Param)
         before = jax.tree.map(lambda x: x.sharding, (model, optimizer))
-        there = places(model), places(optimizer)
+        there = shardings(model), shardings(optimizer)
         step = nnx.jit(problem.train, in_shardings=there, donate_argnums=(0, 1))
         losses = [float(step(model, optimizer)) for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
     problem.assert_at((model, optimizer), before)
+
+
+@pytest.mark.parametrize("make", [lion8bit, paged_lion8bit])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_optimizer_that_is_made_inside_jit(kind, make):
+    """On Auto axes XLA would put all of a fresh state on every device."""
+
+    def create():
+        model = problem.Model(nnx.with_partitioning)
+        return model, Optimizer(model, make(options=OPTIONS), wrt=nnx.Param)
+
+    with jax.set_mesh(make_mesh(kind)):
+        model, optimizer = nnx.jit(create)()
+        problem.assert_at(state_of(optimizer), state_sharding(optimizer.tx, params_of(model)))
+
+
+def test_inside_jit_bare_models_are_left_to_the_compiler():
+    def create():
+        model = problem.Model()
+        return model, Optimizer(model, lion8bit(options=OPTIONS), wrt=nnx.Param)
+
+    with jax.set_mesh(make_mesh("auto")):
+        text = jax.jit(lambda: nnx.state(create())).lower().as_text()
+    assert "sharding_constraint" not in text
 
 
 def test_shardings_of_flax_are_taken():
@@ -110,6 +132,6 @@ class TestWhyNotTheOptimizerOfFlax:
         rows = nnx.with_partitioning(nnx.initializers.lecun_normal(), ("x", None))
         with jax.set_mesh(make_mesh("auto")):
             layer = nnx.Linear(256, 256, kernel_init=rows, rngs=nnx.Rngs(0))
-            for kind, memory in [(nnx.Optimizer, "device"), (FusedOptimizer, "pinned_host")]:
+            for kind, memory in [(nnx.Optimizer, "device"), (Optimizer, "pinned_host")]:
                 optimizer = kind(layer, paged_lion8bit(options=OPTIONS), wrt=nnx.Param)
                 assert state_of(optimizer).mu["kernel"].sharding.memory_kind == memory

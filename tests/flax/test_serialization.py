@@ -1,4 +1,4 @@
-"""States through `flax.serialization`, and on in the memory, the layout and the place they need."""
+"""States through `flax.serialization` by hand, and on in the memory, the layout and the place they need."""
 
 import contextlib
 
@@ -22,10 +22,6 @@ from optax_lamblion import (
 from tests.flax import problem
 from tests.optimizers import problem as dicts
 from tests.variants import every
-
-FusedOptimizer = problem.recipe("FusedOptimizer")
-save, load = problem.recipe("save"), problem.recipe("load")
-
 
 # --------------------------------------------------------------------------------------- the same
 
@@ -104,35 +100,6 @@ def test_other_bits_are_refused_by_name_and_converted():
 
 
 # --------------------------------------------------------------------------------------------- NNX
-
-
-@pytest.mark.parametrize("to", [nnx.Optimizer, FusedOptimizer], ids=lambda x: f"to_{x.__name__}")
-@pytest.mark.parametrize("of", [nnx.Optimizer, FusedOptimizer], ids=lambda x: x.__name__)
-def test_either_optimizer_of_nnx_goes_on_with_the_state_of_either(of, to):
-    tx = paged_lion8bit(1e-3, weight_decay=0.1, options=StateOptions(page_min_size=1000))
-    model = problem.Model()
-    optimizer = of(model, tx, wrt=nnx.Param)
-    optimizer.update(model, problem.gradients(model))
-    data = save(optimizer)
-    again = to(model, tx, wrt=nnx.Param)
-    load(again, model, data)
-    assert int(again.step[...]) == 1
-    problem.assert_equal(problem.state_of(again), problem.state_of(optimizer))
-    assert problem.forms(again) == problem.forms(optimizer)
-    again.update(model, problem.gradients(model))
-    assert int(problem.state_of(again).count) == 2
-
-
-def test_an_optimizer_of_nnx_goes_on_in_another_layout():
-    model, before, tx = problem.Model(), lion32bit(1e-3), lion8bit(1e-3)
-    optimizer = nnx.Optimizer(model, before, wrt=nnx.Param)
-    optimizer.update(model, problem.gradients(model))
-    again = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    load(again, model, save(optimizer))
-    params = problem.params_of(model)
-    expected = convert_state(problem.state_of(optimizer), params, tx)
-    problem.assert_equal(problem.state_of(again), expected)
-    again.update(model, problem.gradients(model))
 
 
 def test_names_do_not_depend_on_boxes():

@@ -1,0 +1,1 @@
+"""Flax's optimizers with another step; `optax_lamblion.flax` is the door."""
