@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import optax_lamblion
+import optax_lamblion.flax
 import pallas_kernels
 from optax_lamblion import _implementation
 
@@ -77,13 +78,16 @@ def documented(module):
     """The names that API pages document of a module, as often as they do."""
     names = []
     for page in DOCS.glob("api/*.md"):
-        parts = re.split(r"^\.\. currentmodule:: (\w+)$", read(page), flags=re.MULTILINE)
+        parts = re.split(r"^\.\. currentmodule:: ([\w.]+)$", read(page), flags=re.MULTILINE)
         for current, text in zip(parts[1::2], parts[2::2], strict=True):
             names += DOCUMENTS.findall(text) if current == module else []
     return names
 
 
-@pytest.mark.parametrize("module", [optax_lamblion, pallas_kernels], ids=lambda x: x.__name__)
+MODULES = [optax_lamblion, optax_lamblion.flax, pallas_kernels]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda x: x.__name__)
 def test_every_public_name_is_on_one_api_page(module):
     assert sorted(documented(module.__name__)) == sorted(module.__all__)
 

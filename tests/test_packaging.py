@@ -20,7 +20,10 @@ import optax_lamblion
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("optax_lamblion", "pallas_kernels")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-EXTRAS = ("demo", "gpu", "notebooks", "orbax", "safetensors", "tests", "torch", "triton")
+EXTRAS = (
+    *("cli", "demo", "flax", "gpu", "notebooks"),
+    *("orbax", "safetensors", "tests", "torch", "triton"),
+)
 
 DEFERRED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)  # their bodies run when called
 
@@ -135,11 +138,15 @@ IN_TRITON = "pallas_kernels/triton/functions.py"
 """Written in the Triton language, and imported when a kernel is compiled."""
 
 
+OF_FLAX = ("optax_lamblion/flax.py", "optax_lamblion/_flax/")
+"""What imports Flax, which nobody else does."""
+
+
 def test_the_library_imports_only_core_dependencies():
     core = {"jax", "numpy", "optax", *PACKAGES, *sys.stdlib_module_names}
     for path in SOURCES:
         if not relative(path).startswith(
-            ("optax_lamblion/cli/", "optax_lamblion/demo/", IN_TRITON)
+            ("optax_lamblion/cli/", "optax_lamblion/demo/", *OF_FLAX, IN_TRITON)
         ):
             assert top_level(imports(path, at_import_time=True)) <= core, relative(path)
 
@@ -186,3 +193,22 @@ def test_the_library_and_all_commands_but_train_work_without_extras():
         from optax_lamblion.cli import _bench, _info, _memory
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=ROOT, check=True)
+
+
+def test_without_flax_the_module_for_it_says_how_to_install_it():
+    script = """
+        import sys
+        sys.modules["flax"] = None  # importing it raises ImportError
+        try:
+            import optax_lamblion.flax
+        except ImportError as error:
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    said = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "needs Flax" in said and "`pip install 'flax>=0.12.10'`" in said
+
+
+def test_flax_is_imported_only_where_it_is_asked_for():
+    script = "import sys, optax_lamblion; assert 'flax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)

@@ -86,9 +86,9 @@ def filled(tree, saved, *, missing="refuse"):
             'it was, or pass `missing="fresh"` to restore what fits and to keep the rest as it is.'
         )
     if kept or behind:
-        words = [f"{first_names(kept)} stays as it is"] if kept else []
-        words += [f"what was saved of {first_names(behind)} is left behind"] if behind else []
-        warnings.warn(f"In `restore`, {', and '.join(words)}.", stacklevel=3)
+        words = [f"not restored: {first_names(kept)}"] if kept else []
+        words += [f"dropped from the checkpoint: {first_names(behind)}"] if behind else []
+        warnings.warn(f"In `restore`, {'; '.join(words)}.", stacklevel=3)
     return new
 
 

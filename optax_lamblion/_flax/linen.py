@@ -124,11 +124,12 @@ class TrainState(train_state.TrainState):
         """
         own = self._saved()
         check_saved(saved, own)
+        del own["opt_state"]
+        others = {name: x for name, x in saved.items() if name != "opt_state"}
+        new = filled(own, others, missing=missing)
         params = meta.unbox(_trained(self.params))
         opt_state = convert_state(saved.get("opt_state"), params, self.tx, missing=missing)
-        own.pop("opt_state")
-        others = {name: x for name, x in saved.items() if name != "opt_state"}
-        return self.replace(opt_state=opt_state, **filled(own, others, missing=missing))
+        return self.replace(opt_state=opt_state, **new)
 
 
 def _trained(params):

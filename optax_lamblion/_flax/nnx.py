@@ -156,12 +156,11 @@ class Optimizer(nnx.Optimizer):
         """
         own = self._saved(model, only)
         check_saved(saved, own)
-        state = convert_state(
-            saved.get("opt_state"), _arrays(model, self.wrt, self.graph), self.tx, missing=missing
-        )
-        own.pop("opt_state")
+        del own["opt_state"]
         others = {name: x for name, x in saved.items() if name != "opt_state"}
         new = filled(own, others, missing=missing)
+        params = _arrays(model, self.wrt, self.graph)
+        state = convert_state(saved.get("opt_state"), params, self.tx, missing=missing)
         nnx.update(model, new["model"])
         self._set(new["step"], state)
 

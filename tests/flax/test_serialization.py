@@ -1,4 +1,4 @@
-"""States through `flax.serialization` by hand, and on in the memory, the layout and the place they need."""
+"""States through `flax.serialization` by hand, and on in the memory, layout and place they need."""
 
 import contextlib
 

@@ -1,6 +1,6 @@
 """Loops over models of Flax in which not all is trained, or not all alike.
 
-`tests/flax` is about the recipes of docs/flax.md; these are loops that know nothing of them.
+`tests/flax` is about `optax_lamblion.flax`; these are loops that know nothing of it.
 """
 
 import jax
