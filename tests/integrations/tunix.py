@@ -1,4 +1,4 @@
-"""Fine-tunes a small Llama 3 with Tunix's `PeftTrainer`: all weights, LoRA, and from a checkpoint."""
+"""Fine-tunes a small Llama 3 with Tunix: all weights, LoRA, and from a checkpoint."""
 
 
 def main():

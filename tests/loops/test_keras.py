@@ -1,10 +1,20 @@
-"""Keras's own `fit`, on JAX, with the optimizer of docs/flax.md that wraps one of Optax's kind."""
+"""Keras's own `fit`, on JAX, with the optimizer of docs/integrations.md that wraps one of Optax's kind."""
 
 import numpy as np
 import optax
 
-from tests.flax.problem import recipe
 from tests.loops import judge
+from tests.test_docs import DOCS, FENCE, read
+
+
+def recipe(name):
+    """A class of the page. Its block imports what it needs, so it runs by itself."""
+    (block,) = (
+        x[3] for x in FENCE.finditer(read(DOCS / "integrations.md")) if f"class {name}(" in x[3]
+    )
+    names = {"__name__": "docs.integrations"}
+    exec(compile(block, f"integrations.md: {name}", "exec"), names)
+    return names[name]
 
 
 def test_fit():
