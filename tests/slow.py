@@ -14,6 +14,7 @@ SLOW = (
     "cli/test_models.py",
     "cli/test_train.py",
     "distributed/",
+    "examples/",
     "gpu/",
     "loops/test_equinox.py::test_an_ensemble_of_modules",
     "loops/test_flax.py",
@@ -28,6 +29,7 @@ SLOW = (
     "loops/test_populations.py::test_learning_to_learn",
     "loops/test_populations.py::test_population_based_training",
     "loops/test_populations.py::test_ppo_over_seeds",
+    "integrations/test_integrations.py::test_a_script",
     "hostile/test_hostile.py::test_a_long_program_is_stopped",
     "hostile/test_hostile.py::test_a_pipe_that_nobody_reads",
     "notebooks/",
@@ -38,6 +40,7 @@ SLOW = (
     "optimizers/test_letting_go.py::test_they_",
     "optimizers/test_lamb_is_lamb.py",
     "optimizers/test_tampered.py::test_no_conversion_takes_it_for_what_it_is_not[lamb8bit",
+    "test_recipes.py",
     "test_docs.py::test_the_examples_of_a_page_run_and_print_what_it_says",
     # Kernels in the interpreter: what is left has every rule, way to emit and kind of rest.
     "kernels/test_mosaic.py::test_a_kernel_does_what_xla_does[block=32",
@@ -194,6 +197,8 @@ LONG = (
     "meshes/test_param_rounding.py::test_the_same_bits_as_on_one_device[adamw",
     "meshes/test_param_rounding.py::test_the_same_bits_as_on_one_device[paged_adamw",
     "optimizers/test_stacked.py::test_pieces_are_of_several_layers",
+    # The same script with other parameters.
+    "examples/test_train.py::*[bfloat16",
     # Small leaves of which each is as in one of the other cases.
     "optimizers/test_small_leaves.py::test_the_same_steps[lion8bit-updates",
     "optimizers/test_small_leaves.py::test_the_same_steps[lamb8bit-missing",

@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_docs import DOCS
 
-STEPS, EVERY = 400, 50
+STEPS, EVERY = 300, 50
 
 
 def start(folder, dtype):
@@ -32,7 +32,8 @@ def losses(out):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_that_is_killed_resumes_bit_for_bit(dtype, tmp_path):
     whole = finish(start(tmp_path / "whole", dtype))
-    assert losses(whole)[STEPS] < 0.5 < losses(whole)[EVERY]  # of log(64) = 4.16 at the start
+    # It is log(64) = 4.16 at the start, and 1.26 at best: a quarter of the targets are noise.
+    assert losses(whole)[STEPS] < 2.0
 
     process = start(tmp_path / "killed", dtype)
     # A checkpoint is complete once its folder has its final name.

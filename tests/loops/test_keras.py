@@ -1,4 +1,4 @@
-"""Keras's own `fit`, on JAX, with the optimizer of docs/integrations.md that wraps one of Optax's kind."""
+"""Keras's own `fit`, on JAX, with the optimizer of docs/integrations.md that wraps Optax's."""
 
 import numpy as np
 import optax
