@@ -15,6 +15,7 @@ SLOW = (
     "cli/test_train.py",
     "distributed/",
     "examples/",
+    "flax/test_resuming.py",
     "gpu/",
     "loops/test_equinox.py::test_an_ensemble_of_modules",
     "loops/test_flax.py",
