@@ -1,4 +1,4 @@
-"""Placement: which leaves' state sleeps in host memory.
+"""Placement: which leaves keep their state in host memory.
 
 Decided from sizes and options alone, by `init` and by every `update`: a state that lies elsewhere,
 as after a restore, goes where the optimizer keeps it with its first step.
