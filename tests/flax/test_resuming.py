@@ -18,7 +18,7 @@ def run(devices, folder, what):
         env=environment() | {"JAX_NUM_CPU_DEVICES": str(devices)},
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
 
