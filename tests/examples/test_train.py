@@ -8,7 +8,7 @@ import pytest
 
 from tests.test_docs import DOCS
 
-STEPS, EVERY = 300, 50
+STEPS, EVERY = 200, 50
 
 
 def start(folder, dtype):
@@ -20,7 +20,7 @@ def start(folder, dtype):
 
 def finish(process):
     """What it prints until it ends well."""
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=1800)
     assert process.returncode == 0, err
     return out
 
