@@ -7,15 +7,18 @@ that came of their targets.
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 from docutils import nodes
-from sphinx.domains.python import PyXRefRole
 
 import optax_lamblion
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
+sys.path.insert(0, str(DOCS))
+
+from _extensions import annotations, inventories  # noqa: E402
 
 project = "optax-lamblion"
 author = "The optax-lamblion authors"
@@ -25,12 +28,15 @@ version = release = optax_lamblion.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "_extensions.equations",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 nitpicky = True
+intersphinx_mapping = inventories.write_inventories(DOCS / "_build" / "inventories")
 
 # --- Pages and notebooks -------------------------------------------------------------------------
 
@@ -45,7 +51,8 @@ nb_merge_streams = True
 
 # --- Docstrings ----------------------------------------------------------------------------------
 
-autodoc_typehints = "none"  # what an argument takes is said in words
+autodoc_typehints = "description"  # with the arguments, so that signatures stay short
+autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 python_maximum_signature_line_length = 88  # longer ones have a line for each argument
@@ -60,6 +67,12 @@ default_role = "py:obj"  # one backtick: a link where the name is documented her
 highlight_language = "text"  # where a block does not say in which language it is
 html_theme = "furo"
 html_title = project
+html_math_renderer = "svg"
+html_favicon = html_logo = "_static/logo.svg"
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
+    "dark_css_variables": {"color-brand-primary": "#6cb2f5", "color-brand-content": "#6cb2f5"},
+}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = html_show_sourcelink = False
@@ -96,13 +109,28 @@ def redirect_links(app, docname, source):
         source[0] = source[0].replace(f"]({repository}{file}", f"]({site}{page}")
 
 
-class Backticks(PyXRefRole):
-    """The default role: `.pt` keeps its dot, which would tell Sphinx where to look for a name."""
+PICTURE = re.compile(
+    r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)">\s*'
+    r'<img alt="(?P<alt>[^"]+)" src="(?P<light>[^"]+)">\s*</picture>'
+)
 
-    def process_link(self, env, refnode, has_explicit_title, title, target):
-        """Says where the name is used, and leaves it alone."""
-        super().process_link(env, refnode, True, title, target)
-        return title, target
+
+def show_pictures(app, docname, source):
+    """Turns `<picture>`, which goes by the reader's system on GitHub, into the theme's two images.
+
+    Those go by the switch of the theme.
+    """
+
+    def images(found):
+        alt = " ".join(found["alt"].split())
+        return "\n".join(
+            f"```{{image}} {found[theme]}\n:alt: {alt}\n:class: only-{theme}\n```"
+            for theme in ("light", "dark")
+        )
+
+    source[0] = PICTURE.sub(images, source[0])
+    if "</picture>" in source[0]:
+        raise ValueError(f"{docname}: a `<picture>` is not written like the others.")
 
 
 def resolve_backticks(app, env, node, contnode):
@@ -111,16 +139,18 @@ def resolve_backticks(app, env, node, contnode):
         return None
     page = re.fullmatch(r"docs/(\w+)\.md", node["reftarget"])
     if not page:
-        return contnode
+        return None if inventories.is_foreign(node["reftarget"]) else contnode
     if page[1] not in env.titles:
-        return None  # and Sphinx warns
+        return None  # and Sphinx warns, as about names of other projects that are not written down
     uri = app.builder.get_relative_uri(node["refdoc"], page[1])
     return nodes.reference("", env.titles[page[1]].astext(), internal=True, refuri=uri)
 
 
 def setup(app):
     """Connects the above."""
-    app.add_role_to_domain("py", "obj", Backticks(), override=True)
+    app.add_role_to_domain("py", "obj", inventories.Backticks(), override=True)
     app.connect("config-inited", copy_notebooks)
     app.connect("source-read", redirect_links)
+    app.connect("source-read", show_pictures)
+    app.connect("autodoc-before-process-signature", annotations.as_written)
     app.connect("missing-reference", resolve_backticks)
