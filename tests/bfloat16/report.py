@@ -14,6 +14,8 @@ import textwrap
 import numpy as np
 from matplotlib.figure import Figure
 
+from optax_lamblion.demo.themes import BLUE, GREEN, GREY, ORANGE, PALE_GREY, save_in_themes
+
 HERE = pathlib.Path(__file__).parent
 DOCS = HERE.parents[1] / "docs"
 PAGE = DOCS / "bfloat16.md"
@@ -36,10 +38,10 @@ _HALVED = {
     COMPENSATED: "bfloat16 compensated, its bfloat16 alone",
 }
 LOOKS = {
-    FLOAT32: dict(color="#bdbdbd", linewidth=5),
-    COMPENSATED: dict(color="#0b4f94", linewidth=1.6),
-    STOCHASTIC: dict(color="#1f6b2a", linewidth=1.6, linestyle="--"),
-    NEAREST: dict(color="#a84300", linewidth=1.6),
+    FLOAT32: dict(color=PALE_GREY, linewidth=5),
+    COMPENSATED: dict(color=BLUE, linewidth=1.6),
+    STOCHASTIC: dict(color=GREEN, linewidth=1.6, linestyle="--"),
+    NEAREST: dict(color=ORANGE, linewidth=1.6),
 }
 
 
@@ -56,7 +58,7 @@ def write(results):
     found = _PLACE.search(page)
     shown = page[: found.start(2)] + markdown(results) + page[found.end(2) :]
     PAGE.write_text(shown, encoding="utf-8")
-    figure(results).savefig(PLOT)
+    save_in_themes(lambda: figure(results), PLOT)
 
 
 def on_the_page():
@@ -148,7 +150,8 @@ def figure(results):
     axes = picture.subplots(rows, 3, squeeze=False, width_ratios=[1, 1, 0.8])
     for ax in axes.flat:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
+        ax.grid()
+        ax.set_axisbelow(True)
     for row, (name, found) in zip(axes, results.items(), strict=True):
         trainings = Trainings(found)
         for ax, rate in zip(row, trainings.rates, strict=False):
@@ -178,7 +181,7 @@ def _draw_ends(ax, trainings):
     ticks = {}
     for i, rate in enumerate(trainings.rates):
         noise = trainings.seed_noise(rate)
-        ax.fill_betweenx([4 * i - 0.5, 4 * i + 2.5], -noise, noise, color="#bdbdbd", linewidth=0)
+        ax.fill_betweenx([4 * i - 0.5, 4 * i + 2.5], -noise, noise, color=PALE_GREY, linewidth=0)
         for j, way in enumerate(WAYS[1:]):
             excess = trainings.excess(way, rate)
             ax.plot(
@@ -188,6 +191,6 @@ def _draw_ends(ax, trainings):
     ax.set_yticks(list(ticks), list(ticks.values()), fontsize=8)
     ax.invert_yaxis()
     ax.set_xscale("symlog", linthresh=0.02)
-    ax.axvline(0, color="#777777", linewidth=1)
+    ax.axvline(0, color=GREY, linewidth=1)
     ax.set(xlabel="nats above float32 (grey: seed noise)")
     ax.set_title("At the end, a dot for each seed", fontsize=10, loc="left")

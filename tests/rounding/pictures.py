@@ -2,13 +2,14 @@
 
     python -m tests.rounding.pictures [FOLDER]
 
-It writes them to `docs/`, and prints the numbers that the page quotes. Four ways to keep a moment
-are compared: float32; 8 bits rounded by dither, which is what the library does; the same codes with
-momentum rounded to the nearest level; and bitsandbytes' map, all of which is rounded to the nearest
-level. About two minutes on two cores.
+It writes them to `docs/`, each for light and for dark pages, and prints the numbers that the page
+quotes. Four ways to store a moment are compared: float32; 8 bits with dithered rounding, which is
+what the library does; the same codes with momentum rounded to the nearest level; and bitsandbytes'
+map, where everything is rounded to the nearest level. About two minutes on two cores.
 """
 
 import contextlib
+import functools
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from optax_lamblion import StateOptions, scale_by_lamb, scale_by_lion
+from optax_lamblion.demo.themes import BLUE, GREEN, ORANGE, PALE_GREY, save_in_themes
 from pallas_kernels import dequantize
 from pallas_kernels.arithmetic import codecs
 from pallas_kernels.arithmetic.dither import Dither, even_digits_for
@@ -28,14 +30,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Way(NamedTuple):
-    """A way to keep a moment, and how it is drawn."""
+    """A way to keep a moment."""
 
     name: str
     bits: int
     codec: str
     dithered: bool
     """Whether momentum is; second moments are in any case."""
-    look: dict
 
     def options(self):
         """Arguments of an optimizer that keeps its moments so."""
@@ -52,15 +53,16 @@ class Way(NamedTuple):
             yield
 
 
-FLOAT32 = Way("float32", 32, "power", True, dict(color="#bdbdbd", linewidth=5))
-DITHER = Way("8 bits, dithered", 8, "power", True, dict(color="#0b4f94", linewidth=1.6))
-NEAREST = Way(
-    "8 bits, momentum to nearest", 8, "power", False, dict(color="#a84300", linewidth=1.6)
-)
-MAP = Way(
-    "bitsandbytes' map, nearest", 8, "dynamic", False, dict(color="#1f6b2a", linewidth=1.6, ls="--")
-)
-WAYS = (FLOAT32, NEAREST, MAP, DITHER)
+FLOAT32 = Way("float32", 32, "power", True)
+DITHER = Way("8 bits, dithered", 8, "power", True)
+NEAREST = Way("8 bits, momentum to nearest", 8, "power", False)
+MAP = Way("bitsandbytes' map, nearest", 8, "dynamic", False)
+LOOKS = {
+    FLOAT32: dict(color=PALE_GREY, linewidth=5),
+    NEAREST: dict(color=ORANGE, linewidth=1.6),
+    MAP: dict(color=GREEN, linewidth=1.6, ls="--"),
+    DITHER: dict(color=BLUE, linewidth=1.6),
+}
 BLOCK = 256
 
 
@@ -93,6 +95,7 @@ def momentum(way):
     return read
 
 
+@functools.cache
 def decay(way, steps=900, share=0.02):
     """The momentum of elements whose gradient stops, beside others that go on: mean and one."""
 
@@ -101,9 +104,12 @@ def decay(way, steps=900, share=0.02):
         return jnp.broadcast_to(jnp.where(ODD & (t >= 500), 0.0, size), (16, BLOCK))
 
     stored = run(way, scale_by_lion, gradient, 500 + steps, momentum(way))[499:, :, 1]
-    return stored.mean(axis=1), stored[:, 0]
+    mean = stored.mean(axis=1)
+    print(f"stalls: {way.name}: momentum {mean[[0, 200, 500, 900]]}")
+    return mean, stored[:, 0]
 
 
+@functools.cache
 def turning(way, to=-0.1, steps=1000):
     """The share of elements whose gradient has turned, and that still step the old way."""
 
@@ -111,9 +117,11 @@ def turning(way, to=-0.1, steps=1000):
         return jnp.broadcast_to(jnp.where(ODD & (t >= 500), to, 1.0), (16, BLOCK))
 
     wrong = run(way, scale_by_lion, gradient, 500 + steps, lambda u, _: jnp.mean(u[:, ODD] > 0))
+    print(f"stalls: {way.name}: old way {wrong[500::200]}")
     return wrong[500:]
 
 
+@functools.cache
 def stopped(way, steps=20_000):
     """LAMB: how long the step is of columns whose gradient has stopped, beside the others'."""
 
@@ -125,9 +133,12 @@ def stopped(way, steps=20_000):
         norms = [jnp.linalg.norm(jnp.where(which, u, 0.0)) for which in (ODD, ~ODD)]
         return norms[0] / norms[1]
 
-    return run(way, scale_by_lamb, gradient, steps, read)
+    ratio = run(way, scale_by_lamb, gradient, steps, read)
+    print(f"costs: {way.name}: stopped / live at 1000, 5000, 20000: {ratio[[999, 4999, -1]]}")
+    return ratio
 
 
+@functools.cache
 def least_squares(way, b2, steps=8000, size=1024):
     """The loss of noisy least squares after Lion, with a learning rate that falls to zero."""
     target = jax.random.normal(jax.random.key(3), (size,))
@@ -143,7 +154,9 @@ def least_squares(way, b2, steps=8000, size=1024):
 
     x = jnp.zeros(size)
     (x, _), _ = jax.jit(lambda s: jax.lax.scan(step, (x, s), jnp.arange(steps)))(tx.init(x))
-    return float(jnp.sum(curvature * (x - target) ** 2) / 2)
+    loss = float(jnp.sum(curvature * (x - target) ** 2) / 2)
+    print(f"costs: {way.name}: least squares at b2 {b2}: {loss}")
+    return loss
 
 
 def panels(count, height=3.2, width=4.6):
@@ -152,7 +165,8 @@ def panels(count, height=3.2, width=4.6):
     axes = figure.subplots(1, count, squeeze=False)[0]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.grid(alpha=0.25)
+        ax.grid()
+        ax.set_axisbelow(True)
     return figure, axes
 
 
@@ -165,20 +179,20 @@ def draw_rounding():
     ]
     u = np.array([float(d.fractions(0, jnp.uint32(0))) for d in dither])
     up = u < value
-    left.axhspan(0, value, color="#0b4f94", alpha=0.08)
-    left.plot(steps[up], u[up], "o", color="#0b4f94", markersize=4, label="rounded up")
-    left.plot(steps[~up], u[~up], "o", color="#bdbdbd", markersize=4, label="rounded down")
-    left.axhline(value, color="#0b4f94", linewidth=1)
+    left.axhspan(0, value, color=BLUE, alpha=0.08)
+    left.plot(steps[up], u[up], "o", color=BLUE, markersize=4, label="rounded up")
+    left.plot(steps[~up], u[~up], "o", color=PALE_GREY, markersize=4, label="rounded down")
+    left.axhline(value, color=BLUE, linewidth=1)
     left.set(xlabel="step", ylabel="u, as a share of the gap", ylim=(0, 1.22))
     left.set_title("A value at 0.3 of a gap", fontsize=10, loc="left")
     left.legend(frameon=False, loc="upper right", fontsize=8, ncols=2)
     random = np.random.default_rng(0).random(steps.size) < value
     for name, hits, look in (
-        ("random bits", random, dict(color="#a84300", linewidth=1.6)),
-        ("dither", up, DITHER.look),
+        ("random bits", random, dict(color=ORANGE, linewidth=1.6)),
+        ("dither", up, LOOKS[DITHER]),
     ):
         right.plot(steps, np.cumsum(hits) - value * steps, label=name, **look)
-    right.axhline(0, color="#bdbdbd", linewidth=1)
+    right.axhline(0, color=PALE_GREY, linewidth=1)
     right.set(xlabel="step", ylabel="times up, less the right number")
     right.set_title("The sum of the errors", fontsize=10, loc="left")
     right.legend(frameon=False, fontsize=8)
@@ -190,14 +204,13 @@ def draw_rounding():
 def draw_stalls():
     """What becomes of a moment whose gradient stops, and of a gradient that turns."""
     figure, (left, right) = panels(2)
-    for way in WAYS:
+    for way in LOOKS:
         mean, _ = decay(way)
         wrong = turning(way)
-        left.plot(mean, label=way.name, **way.look)
-        right.plot(wrong, label=way.name, **way.look)
-        print(f"stalls: {way.name}: momentum {mean[[0, 200, 500, 900]]}, old way {wrong[::200]}")
+        left.plot(mean, label=way.name, **LOOKS[way])
+        right.plot(wrong, label=way.name, **LOOKS[way])
     _, one = decay(DITHER)
-    left.plot(one, color="#0b4f94", linewidth=0.7, alpha=0.6, label="one element, dithered")
+    left.plot(one, color=BLUE, linewidth=0.7, alpha=0.6, label="one element, dithered")
     left.set(xlabel="steps since the gradient stopped", ylabel="momentum", yscale="log")
     left.set_ylim(mean[0] * 1e-4, mean[0] * 2)
     left.set_title("A gradient that stops", fontsize=10, loc="left")
@@ -210,20 +223,18 @@ def draw_stalls():
 def draw_costs():
     """What a stall costs in the end."""
     figure, (left, right) = panels(2)
-    for way in WAYS:
+    for way in LOOKS:
         ratio = stopped(way)
         steps = np.arange(1, len(ratio) + 1)
-        left.plot(steps[20::50], np.maximum(ratio[20::50], 1e-9), label=way.name, **way.look)
-        print(f"costs: {way.name}: stopped / live at 1000, 5000, 20000: {ratio[[999, 4999, -1]]}")
+        left.plot(steps[20::50], np.maximum(ratio[20::50], 1e-9), label=way.name, **LOOKS[way])
     left.set(xlabel="step", ylabel="length of stopped / live columns", yscale="log", xscale="log")
     left.set_ylim(1e-9, 1e3)
     left.set_title("LAMB, half of the gradients stop", fontsize=10, loc="left")
     left.legend(frameon=False, fontsize=8, loc="upper left")
     b2s = (0.99, 0.995, 0.998, 0.999, 0.9999)
-    for way in WAYS:
+    for way in LOOKS:
         losses = [least_squares(way, b2) for b2 in b2s]
-        right.plot(range(len(b2s)), losses, marker="o", markersize=4, label=way.name, **way.look)
-        print(f"costs: {way.name}: least squares at b2 {b2s}: {losses}")
+        right.plot(range(len(b2s)), losses, marker="o", markersize=4, label=way.name, **LOOKS[way])
     right.set(xlabel="b2 of Lion", ylabel="loss after 8,000 steps", yscale="log")
     right.set_xticks(range(len(b2s)), [str(b2) for b2 in b2s])
     right.set_title("Noisy least squares, 1,024 parameters", fontsize=10, loc="left")
@@ -235,8 +246,8 @@ PICTURES = {"rounding": draw_rounding, "stalls": draw_stalls, "costs": draw_cost
 
 def main(folder=DOCS):
     """Writes every picture."""
-    for name, picture in PICTURES.items():
-        picture().savefig(Path(folder) / f"rounding-{name}.png")
+    for name, draw in PICTURES.items():
+        save_in_themes(draw, Path(folder) / f"rounding-{name}.png")
 
 
 if __name__ == "__main__":
