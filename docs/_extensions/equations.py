@@ -39,7 +39,7 @@ def visit_inline(self, node):
 def visit_block(self, node):
     """An equation, or several, on lines of their own."""
     tex = node.astext().strip()
-    if r"\\" in tex and r"\begin" not in tex:
+    if r"\\" in tex and not tex.startswith(r"\begin"):
         tex = rf"\begin{{aligned}} {tex} \end{{aligned}}"
     self.body.append(f'<div class="equation">{draw(tex)}</div>\n')
     raise SkipNode

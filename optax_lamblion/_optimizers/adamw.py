@@ -39,9 +39,10 @@ def adamw(
     to 8 bits.
 
     .. math::
-      m_t &= b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2 \\
+      m_t &= b_1 m_{t-1} + (1 - b_1) g_t \\
+      v_t &= b_2 v_{t-1} + (1 - b_2) g_t^2 \\
       u_t &= \frac{m_t / (1 - b_1^t)}{\sqrt{v_t / (1 - b_2^t)} + \epsilon} \\
-      \Delta\theta &= -\eta\,(u_t + \lambda\theta)
+      \Delta\theta &= {-}\eta\,(u_t + \lambda\theta)
 
     With 8 bits, the direction is computed from the moments as stored. Both are rounded without bias
     (`docs/rounding.md`), and `v` is never rounded to 0 unless it is 0. Gradient elements that are

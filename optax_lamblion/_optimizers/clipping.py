@@ -61,8 +61,8 @@ def clip_by_percentile(
     this is a separate transformation.
 
     .. math::
-      h_{t \bmod 100} = \|g_t\|^2, \qquad
-      g \leftarrow g \cdot \min\left(1, \sqrt{\operatorname{sort}(h)_k} / \|g_t\|\right)
+      h_{t \,\bmod\, 100} &= \|g_t\|^2 \\
+      g &\leftarrow g \cdot \min(1, \sqrt{\operatorname{sort}(h)_k} / \|g_t\|)
 
     Args:
       percentile: int from 0 to 98, the index `k` in the sorted history; 99 is the largest norm and

@@ -31,8 +31,8 @@ def clip_by_global_norm(
     them again (except for `StateOptions.stacked` leaves, whose layers have their own norms).
 
     .. math::
-      \|g\| = \sqrt{\textstyle\sum_i \|g_i\|^2}, \qquad
-      g_i \leftarrow g_i \cdot \begin{cases} 1 & \|g\| < c \\ c / \|g\| & \text{else} \end{cases}
+      \|g\| &= \sqrt{\textstyle\sum_i \|g_i\|^2} \\
+      g_i &\leftarrow g_i \cdot \begin{cases} 1 & \|g\| < c \\ c / \|g\| & \text{else} \end{cases}
 
     Norms are computed in float32 (float64 for float64 gradients). For float32 gradients on one
     device, the results are Optax's to the last bit. For float16 and bfloat16, Optax sums squares in

@@ -42,9 +42,11 @@ def lamb(
     learning rate times the norm of the leaf. Designed for training with large batches.
 
     .. math::
-      m_t &= b_1 m_{t-1} + (1 - b_1) g_t, \qquad v_t = b_2 v_{t-1} + (1 - b_2) g_t^2 \\
+      m_t &= b_1 m_{t-1} + (1 - b_1) g_t \\
+      v_t &= b_2 v_{t-1} + (1 - b_2) g_t^2 \\
       u_t &= \frac{m_t / (1 - b_1^t)}{\sqrt{v_t / (1 - b_2^t)} + \epsilon} + \lambda\theta \\
-      \Delta\theta &= -\eta\, r\, u_t, \qquad r = \|\theta\| / \|u_t\|
+      r &= \|\theta\| / \|u_t\| \\
+      \Delta\theta &= {-}\eta\, r\, u_t
 
     The trust ratio `r` is 1 if either norm is 0, so a leaf of zeros can train. With 8 bits, the
     direction is computed from the moments as stored, so that the norm of the update is exact. Both

@@ -31,9 +31,9 @@ def lion(
     divide the learning rate by 3 to 10 and multiply the weight decay by the same factor.
 
     .. math::
-      u_t = \operatorname{sign}(b_1 m_{t-1} + (1 - b_1) g_t), \qquad
-      m_t = b_2 m_{t-1} + (1 - b_2) g_t, \qquad
-      \Delta\theta = -\eta\,(u_t + \lambda\theta)
+      u_t &= \operatorname{sign}(b_1 m_{t-1} + (1 - b_1) g_t) \\
+      m_t &= b_2 m_{t-1} + (1 - b_2) g_t \\
+      \Delta\theta &= {-}\eta\,(u_t + \lambda\theta)
 
     Non-finite gradient elements are skipped: their parameters and momentum stay unchanged.
 
