@@ -66,6 +66,7 @@ default_role = "py:obj"  # one backtick: a link where the name is documented her
 
 highlight_language = "text"  # where a block does not say in which language it is
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = project
 html_math_renderer = "svg"
 html_favicon = html_logo = "_static/logo.svg"
@@ -109,28 +110,32 @@ def redirect_links(app, docname, source):
         source[0] = source[0].replace(f"]({repository}{file}", f"]({site}{page}")
 
 
+# A picture on lines of its own: as Markdown has it, or as HTML that goes by the reader's system.
 PICTURE = re.compile(
-    r'<picture>\s*<source [^>]*srcset="(?P<dark>[^"]+)">\s*'
-    r'<img alt="(?P<alt>[^"]+)" src="(?P<light>[^"]+)">\s*</picture>'
+    r"^(?:!\[(?P<alt>[^]]+)\]\((?P<file>[^)]+)\)"
+    r'|<picture>\s*<source [^>]*>\s*<img alt="(?P<html_alt>[^"]+)" src="(?P<html_file>[^"]+)"[^>]*>'
+    r"\s*</picture>)$",
+    re.MULTILINE,
 )
 
 
 def show_pictures(app, docname, source):
-    """Turns `<picture>`, which goes by the reader's system on GitHub, into the theme's two images.
+    """Shows pictures that are there for dark pages, too, by the theme's own switch."""
+    folder = (DOCS / docname).parent
 
-    Those go by the switch of the theme.
-    """
+    def directives(found):
+        light = found["file"] or found["html_file"]
+        dark = "-dark.".join(light.rsplit(".", 1))
+        if not (folder / dark).exists():
+            return found[0] if found["file"] else directive(found, light, "picture")
+        return directive(found, light, "only-light") + directive(found, dark, "only-dark")
 
-    def images(found):
-        alt = " ".join(found["alt"].split())
-        return "\n".join(
-            f"```{{image}} {found[theme]}\n:alt: {alt}\n:class: only-{theme}\n```"
-            for theme in ("light", "dark")
-        )
+    def directive(found, file, css_class):
+        alt = " ".join((found["alt"] or found["html_alt"]).split())
+        return f"```{{image}} {file}\n:alt: {alt}\n:class: {css_class}\n```\n"
 
-    source[0] = PICTURE.sub(images, source[0])
-    if "</picture>" in source[0]:
-        raise ValueError(f"{docname}: a `<picture>` is not written like the others.")
+    if not docname.startswith("notebooks/"):
+        source[0] = PICTURE.sub(directives, source[0])
 
 
 def resolve_backticks(app, env, node, contnode):
