@@ -43,10 +43,7 @@ intersphinx_mapping = inventories.write_inventories(DOCS / "_build" / "inventori
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3  # links to `page.md#a-heading`, as on GitHub
 
-# Notebooks are kept without outputs: those on the site are of this build, and of this version.
-nb_execution_mode = "force"
-nb_execution_raise_on_error = True
-nb_execution_timeout = 300
+nb_execution_mode = "off"  # notebooks are kept with their outputs
 nb_merge_streams = True
 
 # --- Docstrings ----------------------------------------------------------------------------------
