@@ -11,11 +11,12 @@ import textwrap
 
 from sphinx.util.inspect import TypeAliasForwardRef
 
+from _extensions.inventories import SHORT
+
 # By the module that documents them, the types that the source imports by name.
 _PUBLIC = {
     "collections.abc": ("Callable", "Mapping", "Sequence"),
     "jax.typing": ("ArrayLike", "DTypeLike"),
-    "numpy": ("ndarray",),
     "optax_lamblion": ("StateCheck", "StateOptions", "StateReport"),
     "pallas_kernels": ("Codec",),
     "typing": ("Any", "Literal"),
@@ -27,7 +28,7 @@ _IN_FULL = {
 
 
 def _in_full(annotation):
-    text = ast.unparse(annotation).replace("np.", "")
+    text = re.sub(r"\b(\w+)(?=\.)", lambda x: SHORT.get(x[0], x[0]), ast.unparse(annotation))
     return re.sub(r"(?<![\w.'])[A-Za-z]\w+(?![\w'])", lambda x: _IN_FULL.get(x[0], x[0]), text)
 
 
