@@ -1,28 +1,19 @@
-"""The command line: `optax-lamblion train | memory | info | bench | convert`.
+"""The command line: `optax-lamblion train | memory | convert | info | bench`.
 
-Each command is a module with `add_arguments(parser)` and `run(args) -> exit status`. They are
-imported when they are chosen, so that `--help` answers at once.
+`_app` declares the commands and `_options` what each of them takes. Neither imports JAX, so that
+`--help` answers at once. The module that does the work is imported when its command runs.
 """
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
 
-from optax_lamblion.cli._errors import CommandError
-from optax_lamblion.cli._output import printable
+from optax_lamblion.cli._errors import CommandError, require
 
-_COMMANDS = {
-    "train": "train a small Flax model with several optimizers and compare them",
-    "memory": "optimizer state in bytes for a model, and what a training step needs",
-    "info": "what is installed, which devices there are and which implementation they get",
-    "bench": "time one optimizer step against Optax's own",
-    "convert": "checkpoints of bitsandbytes: look into, import, export",
-}
+COMMANDS = ("train", "memory", "convert", "info", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,51 +27,40 @@ def main(argv: Sequence[str] | None = None) -> int:
       nobody reads the output to its end.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    args = _parser(arguments).parse_args(arguments)
     try:
-        status = args.run(args)
-        sys.stdout.flush()  # here, where it can still be said that it failed
+        require({"cyclopts": "cyclopts", "rich": "rich"})
+        from optax_lamblion.cli import _app
+
+        status = _app.run(arguments)
+        sys.stdout.flush()  # here, where a failure can still be reported
         return status
     except BrokenPipeError:
         _write_no_more()
         return 141
     except (CommandError, OSError) as error:
-        if isinstance(error, OSError):  # no room for the output, as a rule
+        if isinstance(error, OSError):  # no space left for the output, as a rule
             _write_no_more()
-        print(f"optax-lamblion {args.command}: error: {printable(str(error))}", file=sys.stderr)
+        _report(error, arguments)
         return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
 
 
+def _report(error: Exception, arguments: Sequence[str]) -> None:
+    """One line on standard error, whatever is in it."""
+    from optax_lamblion.cli._output import printable
+
+    command = next((f" {word}" for word in arguments if word in COMMANDS), "")
+    print(f"optax-lamblion{command}: error: {printable(str(error))}", file=sys.stderr)
+
+
 def _write_no_more() -> None:
-    """Lets what is left of the output go, of which Python would complain at exit."""
+    """Drops output that is still buffered, about which Python would complain at exit."""
     try:
         output = sys.stdout.fileno()
-    except io.UnsupportedOperation:  # of a test, which is no file
+    except io.UnsupportedOperation:  # a test's output, which is no file
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, output)
     os.close(nowhere)
-
-
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="optax-lamblion",
-        description="Lion, LAMB and AdamW for JAX with 8-bit state: try, size, time, convert.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    chosen = next((word for word in arguments if word in _COMMANDS), None)
-    for name, summary in _COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary[0].upper() + summary[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
-        if name == chosen:
-            module = importlib.import_module(f"optax_lamblion.cli._{name}")
-            module.add_arguments(command)
-            command.set_defaults(run=module.run)
-    return parser

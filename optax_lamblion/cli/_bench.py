@@ -6,7 +6,6 @@ of two optimizers that took turns in one process.
 
 from __future__ import annotations
 
-import argparse
 import re
 import statistics
 import time
@@ -18,6 +17,7 @@ import optax
 
 from optax_lamblion.cli._errors import CommandError
 from optax_lamblion.cli._info import versions
+from optax_lamblion.cli._options import BenchOptions
 from optax_lamblion.cli._output import Table, print_json, print_table
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
 
@@ -29,45 +29,32 @@ _GROUPS = (
 _WARM_UP = 3
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `bench`."""
-    parser.add_argument("--shape", default="4096x4096", help="shape of the parameter, as ROWSxCOLS")
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="dtype of the parameter and of its gradient",
-    )
-    parser.add_argument("--repeats", type=int, default=20, help="timed steps of each optimizer")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: BenchOptions) -> int:
     """Times every optimizer and prints the ratios."""
-    shape = parse_shape(args.shape)
-    if args.repeats < 1:
-        raise CommandError(f"`--repeats {args.repeats}` is too few. Use 1 or more.")
+    shape = parse_shape(options.shape)
+    if options.repeats < 1:
+        raise CommandError(f"`--repeats {options.repeats}` is too few. Use 1 or more.")
     results = [
         result
         for group in _GROUPS
-        for result in bench_group([OPTIMIZERS[name] for name in group], shape, args)
+        for result in bench_group([OPTIMIZERS[name] for name in group], shape, options)
     ]
     device = jax.devices()[0].device_kind
-    if args.json:
+    if options.json:
         print_json(
             {
                 "device": device,
                 "shape": shape,
-                "dtype": args.dtype,
-                "repeats": args.repeats,
+                "dtype": options.dtype,
+                "repeats": options.repeats,
                 "versions": versions(),
                 "results": results,
             }
         )
         return 0
     table = Table(
-        f"One donated step on a {args.shape} {args.dtype} parameter, {device}, "
-        f"median of {args.repeats}",
+        f"One donated step on a {options.shape} {options.dtype} parameter, {device}, "
+        f"median of {options.repeats}",
         ["optimizer", "ms", "times", "of", "state bytes/param", "temporary bytes"],
         left=["of"],
     )
@@ -95,14 +82,16 @@ def parse_shape(given: str) -> tuple[int, ...]:
     return tuple(map(int, given.split("x")))
 
 
-def bench_group(rows: list[OptimizerRow], shape: tuple[int, ...], args) -> list[dict]:
+def bench_group(
+    rows: list[OptimizerRow], shape: tuple[int, ...], options: BenchOptions
+) -> list[dict]:
     """Times the optimizers of one family in turns; the first is the one they are compared to."""
-    gradient = 1e-2 * jax.random.normal(jax.random.key(0), shape, args.dtype)
+    gradient = 1e-2 * jax.random.normal(jax.random.key(0), shape, options.dtype)
     contestants = [_Contestant(row, gradient) for row in rows]
     for _ in range(_WARM_UP):
         for contestant in contestants:
             contestant.step()
-    times = [[contestant.step() for contestant in contestants] for _ in range(args.repeats)]
+    times = [[contestant.step() for contestant in contestants] for _ in range(options.repeats)]
     return [
         {
             "optimizer": contestant.row.name,

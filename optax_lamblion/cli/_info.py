@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import platform
 
@@ -18,12 +17,7 @@ _OPTIONAL = ("flax", "jax-triton", "triton", "libtpu")
 _PLUGIN_WORDS = ("-plugin", "-pjrt")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `info`."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(as_json: bool) -> int:
     """Prints what is installed and what it would run."""
     found = {
         "versions": versions(),
@@ -31,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         "implementations": implementations(),
         "optimizers": optimizers(),
     }
-    if args.json:
+    if as_json:
         print_json(found)
         return 0
     table = Table("Versions", ["package", "version"], left=["version"])

@@ -2,103 +2,36 @@
 
 from __future__ import annotations
 
-import argparse
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from optax_lamblion.cli import _footprint
 from optax_lamblion.cli import _memory_tables as tables
 from optax_lamblion.cli._errors import CommandError, input_errors
 from optax_lamblion.cli._footprint import Room, Setting
+from optax_lamblion.cli._options import MemoryOptions
 from optax_lamblion.cli._output import Table, print_json, print_table
 from optax_lamblion.cli._quantities import parse_bytes, parse_count, parse_fraction
 from optax_lamblion.demo import shapes
-from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
+from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, did_you_mean, find_optimizers
 
 # Without bits in their name they are 32-bit, so they would only repeat a row.
 _SHOWN = [row for row in OPTIMIZERS.values() if not row.ours or row.name.endswith("bit")]
-_DTYPES = ["float32", "bfloat16", "float16"]
-# Of these any one asks for the table of a training step.
-_TRAINING = ("grad_dtype", "master", "devices", "device_memory", "memory_fraction", "platform")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options of `memory`."""
-    size = parser.add_mutually_exclusive_group(required=True)
-    size.add_argument(
-        "--params", metavar="N", default=_NONE, help="number of parameters: 7e9, 7B or 124_439_808"
-    )
-    size.add_argument(
-        "--model", metavar="NAME", default=_NONE, help=f"one of {', '.join(shapes.MODELS)}"
-    )
-    size.add_argument("--list", action="store_true", help="print the models and their parameters")
-    parser.add_argument(
-        "--optimizer",
-        metavar="NAME",
-        action="append",
-        default=_NONE,
-        help="show this one only; may be given more than once",
-    )
-    parser.add_argument(
-        "--dtype", choices=_DTYPES, default="float32", help="dtype of the parameters"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    _add_training(
-        parser.add_argument_group(
-            "training", "What a device holds when an optimizer steps; any of these asks for it."
-        )
-    )
-
-
-def _add_training(group) -> None:
-    """Declares the options of a training step."""
-
-    def add(name: str, summary: str, **kwargs):
-        group.add_argument(name, help=summary, default=_NONE, **kwargs)
-
-    group.add_argument("--training", action="store_true", help="show that")
-    add(
-        "--grad-dtype",
-        "dtype of the gradients; that of the parameters by default",
-        choices=_DTYPES,
-    )
-    add(
-        "--master",
-        "step a float32 copy of the parameters, and keep those in `--dtype` as well",
-        action="store_true",
-    )
-    add("--devices", "divide everything over N devices", type=int, metavar="N")
-    add("--device-memory", "say whether it fits into a device of so much: 24GiB", metavar="SIZE")
-    add(
-        "--memory-fraction",
-        "how much of that JAX takes, as XLA_PYTHON_CLIENT_MEM_FRACTION says; 0.75 of a GPU by "
-        "default, and all of a CPU's",
-        metavar="X",
-    )
-    add(
-        "--platform",
-        "whose compiler to estimate the step's own memory for; gpu by default",
-        choices=["gpu", "cpu"],
-    )
-
-
-_NONE = argparse.SUPPRESS  # or help would show None for a default
-
-
-def run(args: argparse.Namespace) -> int:
+def run(options: MemoryOptions) -> int:
     """Prints the state of every optimizer, or its training step, for the model asked for."""
-    given = vars(args)
-    if args.list:
-        return _list_models(args.json)
-    name, model = _model(given)
-    setting = _setting(model, given)
-    room = _room(given, setting)
-    rows = _optimizers(given.get("optimizer"))
+    _check(options)
+    if options.list:
+        return _list_models(options.json)
+    name, model = _model(options)
+    setting = _setting(model, options)
+    room = _room(options, setting)
+    rows = _optimizers(options.optimizer)
     reports = {row.name: _footprint.report(row, setting) for row in rows}
     footprints = {row.name: _footprint.footprint(row, setting, reports[row.name]) for row in rows}
-    if args.json:
+    if options.json:
         print_json(tables.as_json(name, setting, room, reports, footprints))
-    elif args.training or any(option in given for option in _TRAINING):
+    elif _asks_for_training(options):
         print_table(tables.training_table(name, setting, room, rows, footprints))
         if room is not None:
             print(tables.verdict(room, setting, footprints))
@@ -108,10 +41,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _room(given: Mapping, setting: Setting) -> Room | None:
+def _check(options: MemoryOptions) -> None:
+    asked = {
+        "--params": options.params is not None,
+        "--model": options.model is not None,
+        "--list": options.list,
+    }
+    if sum(asked.values()) != 1:
+        given = " and ".join(name for name, yes in asked.items() if yes) or "none of them"
+        raise CommandError(
+            f"give one of --params, --model and --list; there is {given}. "
+            "For example: --params 7e9, or --model llama-8b."
+        )
+
+
+def _asks_for_training(options: MemoryOptions) -> bool:
+    """Whether an option was given that only the table of a training step answers."""
+    return (
+        options.training
+        or options.master
+        or any(
+            x is not None
+            for x in (
+                options.grad_dtype,
+                options.devices,
+                options.device_memory,
+                options.memory_fraction,
+                options.platform,
+            )
+        )
+    )
+
+
+def _room(options: MemoryOptions, setting: Setting) -> Room | None:
     """What a device has, and what JAX takes of it."""
-    fraction = given.get("memory_fraction")
-    if "device_memory" not in given:
+    size, fraction = options.device_memory, options.memory_fraction
+    if size is None:
         if fraction is not None:
             raise CommandError(
                 f"`--memory-fraction {fraction}` is of the device's memory. Add "
@@ -119,48 +84,43 @@ def _room(given: Mapping, setting: Setting) -> Room | None:
             )
         return None
     usual = 0.75 if setting.platform == "gpu" else 1.0
-    return Room(
-        given["device_memory"],
-        parse_bytes(given["device_memory"]),
-        usual if fraction is None else parse_fraction(fraction),
-    )
+    return Room(size, parse_bytes(size), usual if fraction is None else parse_fraction(fraction))
 
 
-def _model(given: Mapping) -> tuple[str, shapes.Shapes]:
-    if "params" in given:
-        return "a model of large matrices", shapes.anonymous_model(parse_count(given["params"]))
-    name = given["model"]
+def _model(options: MemoryOptions) -> tuple[str, shapes.Shapes]:
+    if options.params is not None:
+        return "a model of large matrices", shapes.anonymous_model(parse_count(options.params))
+    name = options.model or ""
     if name not in shapes.MODELS:
-        near = difflib.get_close_matches(name.lower(), shapes.MODELS, cutoff=0.5)
         raise CommandError(
-            f"Unknown model {name!r}. {f'Did you mean {" or ".join(near)}? ' if near else ''}"
+            f"Unknown model {name!r}. {did_you_mean(name, shapes.MODELS)}"
             f"Choose from {', '.join(shapes.MODELS)}, "
             "or give a number of parameters with `--params`."
         )
     return name, shapes.MODELS[name]()
 
 
-def _setting(model: shapes.Shapes, given: Mapping) -> Setting:
-    dtype, devices = given["dtype"], given.get("devices", 1)
-    if "master" in given and dtype == "float32":
+def _setting(model: shapes.Shapes, options: MemoryOptions) -> Setting:
+    if options.master and options.dtype == "float32":
         raise CommandError(
             "`--master` is a float32 copy, and the parameters are float32 already. Add "
             "`--dtype bfloat16`, or leave `--master` out."
         )
+    devices = 1 if options.devices is None else options.devices
     if devices < 1:
         raise CommandError(f"`--devices {devices}` is too few. Use 1 or more.")
     return Setting(
         model=model,
-        dtype=dtype,
-        grad_dtype=given.get("grad_dtype", dtype),
-        master=given.get("master", False),
+        dtype=options.dtype,
+        grad_dtype=options.grad_dtype or options.dtype,
+        master=options.master,
         devices=devices,
-        platform=given.get("platform", "gpu"),
+        platform=options.platform or "gpu",
     )
 
 
-def _optimizers(names: Sequence[str] | None) -> list[OptimizerRow]:
-    if names is None:
+def _optimizers(names: Sequence[str]) -> list[OptimizerRow]:
+    if not names:
         return _SHOWN
     with input_errors():
         return find_optimizers(",".join(names))

@@ -1,15 +1,15 @@
-"""The options of `train`: their defaults, their checks, and which do not go together."""
+"""What the options of `train` mean: their defaults, their checks, and which exclude each other."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow, find_optimizers
+from optax_lamblion.cli._options import TrainOptions
+from optax_lamblion.demo.optimizers import OptimizerRow, find_optimizers
 from optax_lamblion.demo.ways import HALVES, Entry, entries
 from pallas_kernels.arithmetic.params import ROUNDINGS
 
@@ -73,75 +73,9 @@ class TrainSettings:
         return record
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options. One that is not given is absent, so that it shows who gave what."""
-
-    def add(name: str, summary: str, default: str | None = None, **kwargs):
-        shown = f" (default: {default})" if default else ""
-        parser.add_argument(name, help=summary + shown, default=argparse.SUPPRESS, **kwargs)
-
-    def add_text_only(name: str, summary: str, **kwargs):
-        default = _TEXT_DEFAULTS[name.removeprefix("--").replace("-", "_")]
-        add(name, f"{summary}; text only", default and repr(default), **kwargs)
-
-    add("--data", "what to learn", "text", choices=list(_BATCH_SIZES))
-    add("--steps", "training steps of each optimizer", "300; digits: 200", type=int, metavar="N")
-    add("--batch-size", "examples in a step", "16; digits: 64", type=int, metavar="N")
-    add("--seed", "decides the initial parameters and the batches", "0", type=int, metavar="N")
-    add_text_only(
-        "--text", "learn this file, not Python's standard library", type=Path, metavar="FILE"
-    )
-    add_text_only(
-        "--prompt",
-        "what samples of generated text start with, if not `def ` or held-out text of the FILE",
-        metavar="TEXT",
-    )
-    add_text_only("--seq-len", "bytes of context", type=int, metavar="N")
-    add_text_only("--width", "features of the transformer", type=int, metavar="N")
-    add_text_only("--layers", "blocks of the transformer", type=int, metavar="N")
-    add_text_only("--heads", "attention heads", type=int, metavar="N")
-    add(
-        "--optimizers",
-        f"optimizers to compare, from {', '.join(OPTIMIZERS)}",
-        f"{DEFAULT_OPTIMIZERS}; with 16 bits: {_DEFAULT_OF_HALVES}",
-        metavar="A,B,...",
-    )
-    add(
-        "--dtype",
-        "with one of 16 bits, every optimizer is trained with float32 parameters and with those of "
-        "this dtype, and nothing else differs",
-        "float32",
-        choices=["float32", *HALVES],
-    )
-    add(
-        "--param-rounding",
-        "how parameters of 16 bits are written, each in a training of its own; Optax's optimizers "
-        "round to nearest only",
-        ",".join(ROUNDINGS),
-        metavar="A,B,...",
-    )
-    for name, example in (("learning-rate", "3e-4"), ("weight-decay", "0.1")):
-        add(
-            f"--{name}",
-            f"{name.replace('-', ' ')} of all optimizers, or of one as in `lion8bit={example}`; "
-            "join several with commas",
-            "tuned for each family",
-            action="append",
-            metavar="[NAME=]X",
-        )
-    add(
-        "--output",
-        "folder for results",
-        "optax-lamblion-runs/DATA; with 16 bits: DATA-DTYPE",
-        type=Path,
-        metavar="DIR",
-    )
-    add("--resume", "go on with a run that was stopped in that folder", action="store_true")
-    add("--quiet", "print the final table only", action="store_true")
-
-
-def read_settings(given: Mapping[str, Any]) -> TrainSettings:
+def read_settings(options: TrainOptions) -> TrainSettings:
     """Checks the options that were given and fills in the others; raises `ValueError`."""
+    given = {name: x for name, x in dataclasses.asdict(options).items() if x is not None}
     data = given.get("data", "text")
     text_options = {name: given[name] for name in _TEXT_DEFAULTS if name in given}
     if data != "text" and text_options:
@@ -155,10 +89,10 @@ def read_settings(given: Mapping[str, Any]) -> TrainSettings:
         raise ValueError(f"`--seed {seed}` is not a seed. Use a number from 0 to {2**32 - 1}.")
     dtype = given.get("dtype", "float32")
     default = DEFAULT_OPTIMIZERS if dtype == "float32" else _DEFAULT_OF_HALVES
-    rows = find_optimizers(given.get("optimizers", default))
+    rows = find_optimizers(",".join(given.get("optimizers", (default,))))
     roundings = ROUNDINGS
     if "param_rounding" in given:
-        roundings = _roundings(given["param_rounding"], dtype, rows)
+        roundings = _roundings(",".join(given["param_rounding"]), dtype, rows)
     folder = data if dtype == "float32" else f"{data}-{dtype}"
     return TrainSettings(
         data=data,
@@ -171,8 +105,8 @@ def read_settings(given: Mapping[str, Any]) -> TrainSettings:
         weight_decays={row.name: row.weight_decay for row in rows}
         | _overrides("--weight-decay", given.get("weight_decay", ()), rows),
         output=given.get("output", Path("optax-lamblion-runs") / folder),
-        quiet=given.get("quiet", False),
-        resume=given.get("resume", False),
+        quiet=options.quiet,
+        resume=options.resume,
         text=TextSettings(**text_options) if data == "text" else None,
         dtype=dtype,
         param_rounding=roundings,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
@@ -10,23 +9,22 @@ import optax
 
 from optax_lamblion.cli._errors import input_errors, require
 from optax_lamblion.cli._interrupt import interruptible
+from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.cli._output import print_table
-from optax_lamblion.cli._settings import TrainSettings, add_arguments, read_settings
+from optax_lamblion.cli._settings import TrainSettings, read_settings
 from optax_lamblion.demo.task import Task
 
-__all__ = ["add_arguments", "run"]
-
-_NEEDED = {"flax": "flax", "rich": "rich", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
+_NEEDED = {"flax": "flax", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 
 
-def run(args: argparse.Namespace) -> int:
+def run(options: TrainOptions) -> int:
     """Trains, then prints a table and writes a plot and a JSON file."""
     require(_NEEDED)
     # It imports the extra.
     from optax_lamblion.cli import _results as results
 
     with input_errors():
-        settings = read_settings(vars(args))
+        settings = read_settings(options)
         task = make_task(settings)
     folder = results.make_folder(settings)
     say = (lambda *_, **__: None) if settings.quiet else print

@@ -8,8 +8,9 @@ happens when nothing but the bits changes.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 import optax
@@ -82,13 +83,22 @@ def find_optimizers(names: str) -> list[OptimizerRow]:
     rows = []
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in OPTIMIZERS:
-            raise ValueError(f"Unknown optimizer {name!r}. Choose from: {', '.join(OPTIMIZERS)}.")
+            raise ValueError(
+                f"Unknown optimizer {name!r}. {did_you_mean(name, OPTIMIZERS)}"
+                f"Choose from: {', '.join(OPTIMIZERS)}."
+            )
         if OPTIMIZERS[name] in rows:
             raise ValueError(f"Optimizer {name!r} is listed twice. Name each one once.")
         rows.append(OPTIMIZERS[name])
     if not rows:
         raise ValueError(f"No optimizer was named. Choose from: {', '.join(OPTIMIZERS)}.")
     return rows
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question about the known names that are like an unknown one; nothing if there are none."""
+    near = difflib.get_close_matches(name.lower(), known, cutoff=0.5)
+    return f"Did you mean {' or '.join(near)}? " if near else ""
 
 
 def training_chain(

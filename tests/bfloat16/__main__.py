@@ -11,6 +11,7 @@ the optimizer and at a tenth of it: six minutes for an optimizer on two cores. L
 import argparse
 
 from optax_lamblion.cli._info import versions
+from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.cli._settings import read_settings
 from optax_lamblion.cli._train import make_optimizers, make_task
 from optax_lamblion.demo.compare import compare
@@ -26,13 +27,13 @@ def train(optimizer, factor, seed, **given):
     """The runs of all ways to keep parameters, side by side: what is kept of each, and of all."""
     rate = factor * optimizer.learning_rate
     settings = read_settings(
-        {
-            "dtype": "bfloat16",
-            "optimizers": optimizer.name,
-            "learning_rate": [f"{rate:g}"],
-            "seed": seed,
+        TrainOptions(
+            dtype="bfloat16",
+            optimizers=(optimizer.name,),
+            learning_rate=(f"{rate:g}",),
+            seed=seed,
             **given,
-        }
+        )
     )
     task = make_task(settings)
     ways = {entry.name: entry.way for entry in settings.entries}

@@ -293,17 +293,14 @@ def test_terminals_of_100_columns_show_whole_names(run_cli, monkeypatch):
     assert len(row) <= 100
 
 
-@pytest.mark.parametrize("rich", [True, False])
 @pytest.mark.parametrize("width", [60, 40])
-def test_narrow_terminals_show_every_digit(run_cli, monkeypatch, width, rich):
+def test_narrow_terminals_show_every_digit(run_cli, monkeypatch, width):
     arguments = ["memory", "--model=llama-70b", "--optimizer=paged_adamw32bit",
                  "--device-memory=24GiB"]  # fmt: skip
     _, out, _ = run_cli(*arguments)
     (wide,) = table_rows(out).values()
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    if not rich:
-        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     _, out, _ = run_cli(*arguments)
     lines = re.sub(r"\x1b\[[0-9;]*m", "", out).splitlines()
     parts = [line.split()[1:] for line in lines if line.split()[:1] == ["paged_adamw32bit"]]

@@ -2,8 +2,13 @@ from pathlib import Path
 
 import pytest
 
-from optax_lamblion.cli._settings import read_settings
+from optax_lamblion.cli import _settings
+from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.demo.ways import Way
+
+
+def read_settings(given):
+    return _settings.read_settings(TrainOptions(**given))
 
 
 def test_defaults_compare_both_families_with_optax():
@@ -25,12 +30,12 @@ def test_digits_have_defaults_of_their_own():
     "given", [["1e-3", "lion8bit=3e-4"], ["lion8bit=3e-4,1e-3"], ["lion8bit = 3e-4", " 1e-3"]]
 )
 def test_a_named_learning_rate_wins_over_the_general_one(given):
-    settings = read_settings({"optimizers": "lion8bit,optax.lion", "learning_rate": given})
+    settings = read_settings({"optimizers": ["lion8bit,optax.lion"], "learning_rate": given})
     assert settings.learning_rates == {"lion8bit": 3e-4, "optax.lion": 1e-3}
 
 
 def test_weight_decay_is_set_apart_from_the_learning_rate():
-    settings = read_settings({"optimizers": "lion8bit", "weight_decay": ["0"]})
+    settings = read_settings({"optimizers": ["lion8bit"], "weight_decay": ["0"]})
     assert settings.weight_decays == {"lion8bit": 0.0}
     assert settings.learning_rates["lion8bit"] > 0
 
@@ -52,8 +57,8 @@ def test_each_rounding_is_compared_with_float32_parameters():
 
 
 def test_roundings_can_be_chosen_and_optaxs_optimizers_have_one():
-    chosen = {"dtype": "float16", "optimizers": "lamb8bit,optax.lamb"}
-    settings = read_settings(chosen | {"param_rounding": "compensated, nearest"})
+    chosen = {"dtype": "float16", "optimizers": ["lamb8bit,optax.lamb"]}
+    settings = read_settings(chosen | {"param_rounding": ["compensated, nearest"]})
     assert [entry.name for entry in settings.entries] == [
         "lamb8bit, float32", "lamb8bit, float16 compensated", "lamb8bit, float16 nearest",
         "optax.lamb, float32", "optax.lamb, float16 nearest",
@@ -74,19 +79,19 @@ def test_float32_parameters_leave_all_as_it_was():
     [
         ({"steps": 0}, "--steps 0.*1 or more"),
         ({"seed": -1}, "--seed -1"),
-        ({"optimizers": "sgd"}, "Unknown optimizer 'sgd'"),
+        ({"optimizers": ["sgd"]}, "Unknown optimizer 'sgd'"),
         ({"learning_rate": ["fast"]}, "--learning-rate fast.*--learning-rate 3e-4"),
         ({"learning_rate": ["-1e-3"]}, "0 or more"),
         ({"learning_rate": ["nan"]}, "0 or more"),
         ({"learning_rate": ["optax.adamw=1e-3"]}, "names no optimizer of this run.*lion8bit"),
         ({"weight_decay": ["=1"]}, "names no optimizer"),
-        ({"param_rounding": "nearest"}, "16 bits. Add `--dtype bfloat16`"),
-        ({"dtype": "float32", "param_rounding": "stochastic"}, "16 bits. Add `--dtype bfloat16`"),
-        ({"dtype": "bfloat16", "param_rounding": "up"}, "Choose from: nearest, stochastic, comp"),
-        ({"dtype": "bfloat16", "param_rounding": ""}, "Choose from: nearest, stochastic, comp"),
-        ({"dtype": "bfloat16", "param_rounding": "nearest,nearest"}, "each named once"),
+        ({"param_rounding": ["nearest"]}, "16 bits. Add `--dtype bfloat16`"),
+        ({"dtype": "float32", "param_rounding": ["stochastic"]}, "16 bits. Add `--dtype bfloat16`"),
+        ({"dtype": "bfloat16", "param_rounding": ["up"]}, "Choose from: nearest, stochastic, comp"),
+        ({"dtype": "bfloat16", "param_rounding": [""]}, "Choose from: nearest, stochastic, comp"),
+        ({"dtype": "bfloat16", "param_rounding": ["nearest,nearest"]}, "each named once"),
         (
-            {"dtype": "bfloat16", "optimizers": "optax.lion", "param_rounding": "stochastic"},
+            {"dtype": "bfloat16", "optimizers": ["optax.lion"], "param_rounding": ["stochastic"]},
             "optax.lion is Optax's, which knows no stochastic.*lion8bit",
         ),
         ({"data": "digits", "heads": 2}, "`--heads` needs `--data text`"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from optax_lamblion.cli._interrupt import interruptible
+from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.cli._settings import read_settings
 from optax_lamblion.cli._train import make_task
 from optax_lamblion.demo.compare import Run
@@ -66,7 +67,7 @@ def test_three_steps_leave_a_table_a_plot_and_numbers(train, book):
 @pytest.mark.parametrize("data", ["text", "digits"])
 def test_the_seed_decides_parameters_and_batches(data):
     first, again, other = (
-        make_task(read_settings({"data": data, "seed": seed})) for seed in (3, 3, 4)
+        make_task(read_settings(TrainOptions(data=data, seed=seed))) for seed in (3, 3, 4)
     )
 
     def same(a, b):
@@ -266,7 +267,7 @@ def test_a_run_does_not_overwrite_another(train, monkeypatch):
 def test_a_run_goes_on_with_its_own_settings_only(train, tmp_path):
     folder = tmp_path / "runs" / "text"
     folder.mkdir(parents=True)
-    given = {"steps": 9, "optimizers": "lion8bit"}
+    given = TrainOptions(steps=9, optimizers=("lion8bit",))
     about = json.dumps({"settings": read_settings(given).as_json(), "curves": {}})
     np.savez(folder / "checkpoint.npz", about=np.asarray(about))
     status, _, err, _ = train("--steps", "9", "--optimizers", "lion8bit")
@@ -309,9 +310,9 @@ def test_a_second_ctrl_c_insists():
         (["--batch-size", "0"], "at least 1"),
         (["--text", "nowhere.txt"], "Give the path of a readable file"),
         (["--data", "digits"], "needs `--data text`"),
-        (["--dtype", "float8"], "invalid choice: 'float8'"),
+        (["--dtype", "float8"], 'Invalid value "float8"'),
         (["--param-rounding", "nearest"], "Add `--dtype bfloat16`"),
-        (["--steps", "few"], "invalid int value"),
+        (["--steps", "few"], 'unable to convert "few"'),
         (["--output", "{book}"], "`--output DIR`"),
     ],
 )

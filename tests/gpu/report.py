@@ -2,7 +2,7 @@
 
 import collections
 
-from optax_lamblion.cli._output import Table, plain_table
+from optax_lamblion.cli._output import Table, as_text
 from tests.gpu import report_paged
 
 _LION, _LAMB, _ADAMW = (f"{x}8bit {{}} apply_fused" for x in ("lion", "lamb", "adamw"))
@@ -84,7 +84,7 @@ def tables(result):
     if result["parts"]:
         made.append(_parts(result["parts"]))
     problems = [r for r in records if r["status"] in ("failed", "error")]
-    text = "\n".join(map(plain_table, made))
+    text = "\n".join(map(as_text, made))
     for r in problems:
         text += f"\n{r['status'].upper()} {r['part']}: {r['name']}\n  {r['error']}\n"
     return text
