@@ -124,8 +124,9 @@ def run(arguments: Sequence[str]) -> int:
     try:
         return app.meta(arguments, console=_Console()) or 0
     except UnusedCliTokensError as error:
+        word = (error.unused_tokens or [""])[0]
         raise CommandError(
-            f'there is no place for the argument "{error.unused_tokens[0]}".{_see(arguments)}'
+            f'there is no place for the argument "{word}".{_see(arguments)}'
         ) from None
     except CycloptsError as error:
         raise CommandError(f"{error}{_see(arguments)}") from None

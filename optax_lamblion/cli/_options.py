@@ -43,8 +43,9 @@ class TrainOptions:
         with commas.
       weight_decay: Weight decay of all optimizers, or of one as in lion8bit=0.1. Join several with
         commas.
-      output: Folder for results.
-      resume: Continue the run that was stopped in the output folder.
+      output: Folder for the run, which must not hold one already.
+      resume: Continue the run in this folder, which was stopped or killed. Without a folder,
+        continue the newest unfinished run. Other options are not needed.
       quiet: Print the final table only.
     """
 
@@ -61,7 +62,9 @@ class TrainOptions:
     optimizers: Annotated[
         tuple[str, ...] | None,
         Parameter(
-            metavar="A,B", show_default="optax.lion,lion8bit,optax.lamb,lamb8bit; 16-bit: lion8bit"
+            metavar="A,B",
+            show_default="Optax's Lion, LAMB and AdamW, each next to its 8-bit relative; with a "
+            "16-bit dtype: lion8bit",
         ),
     ] = None
     dtype: Annotated[
@@ -78,8 +81,11 @@ class TrainOptions:
         tuple[str, ...] | None,
         Parameter(metavar="[NAME=]X", show_default="tuned for each optimizer"),
     ] = None
-    output: Annotated[Path | None, Parameter(show_default="optax-lamblion-runs/DATA")] = None
-    resume: Flag = False
+    output: Annotated[
+        Path | None, Parameter(metavar="DIR", show_default="optax-lamblion-runs/DATA-DATE-TIME")
+    ] = None
+    # A list of one path or none, for an option that works with and without a value.
+    resume: Annotated[list[Path] | None, Parameter(consume_multiple=(0, 1), metavar="[DIR]")] = None
     quiet: Flag = False
 
 

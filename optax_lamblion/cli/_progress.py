@@ -48,14 +48,13 @@ class _Bars(Observer):
         self._show(runs)
 
     def evaluated(self, runs: Sequence[Run]) -> None:
-        if runs and not runs[0].steps:  # all are compiled: the clock starts for all
-            for task in self._tasks.values():
-                self._progress.start_task(task)
         self._show(runs)
 
     def _show(self, runs: Sequence[Run]) -> None:
         for run in runs:
-            self._progress.update(self._tasks[run.name], completed=run.steps, status=_status(run))
+            task = self._tasks[run.name]
+            self._progress.start_task(task)  # the clock of all starts when all are compiled
+            self._progress.update(task, completed=run.steps, status=_status(run))
 
 
 class _Lines(Observer):
@@ -81,4 +80,5 @@ class _Lines(Observer):
 
 def _status(run: Run) -> str:
     train = f"{run.train_losses[-1]:.3f}" if run.train_losses else "    -"
-    return f"train {train}  held-out {run.held_out[-1]['loss']:.3f}"
+    held_out = f"{run.held_out[-1]['loss']:.3f}" if run.held_out else "    -"
+    return f"train {train}  held-out {held_out}"

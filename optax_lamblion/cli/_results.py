@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
-import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,14 +10,15 @@ from typing import Any
 
 import jax
 
-from optax_lamblion.cli._errors import CommandError
+from optax_lamblion.cli import _runs
 from optax_lamblion.cli._info import versions
 from optax_lamblion.cli._output import Table, to_json
 from optax_lamblion.cli._settings import TrainSettings
-from optax_lamblion.demo import checkpoint
+from optax_lamblion.demo.checkpoint import replacing
 from optax_lamblion.demo.compare import Run
 from optax_lamblion.demo.plot import comparison_figure
 from optax_lamblion.demo.task import Task
+from optax_lamblion.demo.themes import save_in_themes
 
 _METRICS = {
     "loss": ("held-out loss", "{:.3f}"),
@@ -29,53 +28,6 @@ _METRICS = {
 }
 
 Samples = Mapping[str, tuple[str, str]]
-
-
-def make_folder(settings: TrainSettings) -> Path:
-    """Makes the output folder, before anything is computed that it could fail to hold."""
-    path = settings.output
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-    except OSError as error:
-        raise CommandError(
-            f"cannot write to {str(path)!r}: {error.strerror or error}. "
-            "Choose another folder with `--output DIR`."
-        ) from error
-    _check_what_is_there(path, settings)
-    return path
-
-
-def _check_what_is_there(path: Path, settings: TrainSettings) -> None:
-    """Raises `CommandError` if a run would be overwritten, or cannot be gone on with."""
-    begun = (path / checkpoint.NAME).exists()
-    if not settings.resume:
-        if begun or (path / "results.json").exists():
-            also = ", go on with it by `--resume`" if begun else ""
-            raise CommandError(
-                f"{str(path)!r} has the results of another run. Choose another folder with "
-                f"`--output DIR`{also}, or remove it."
-            )
-        return
-    if not begun:
-        raise CommandError(
-            f"there is no run to go on with in {str(path)!r}. Leave `--resume` out, or name the "
-            "folder of one that was stopped with `--output DIR`."
-        )
-    try:
-        saved = checkpoint.read_settings(path)
-    except Exception as error:  # damage surfaces as nearly any kind
-        raise CommandError(
-            f"{str(path / checkpoint.NAME)!r} is damaged: {error}. Remove it and begin anew."
-        ) from error
-    mine = json.loads(json.dumps(settings.as_json()))
-    if other := [name for name in mine if saved.get(name) != mine[name]]:
-        raise CommandError(
-            f"the run in {str(path)!r} was begun with another `{other[0]}`: "
-            f"{saved.get(other[0])!r}, and now it is {mine[other[0]]!r}. Pass the arguments that "
-            "it was begun with, and `--resume`."
-        )
 
 
 def results_table(task: Task, runs: Sequence[Run]) -> Table:
@@ -111,6 +63,7 @@ def sample_text(name: str, sample: tuple[str, str]) -> str:
 
 
 def write_results(
+    folder: Path,
     task: Task,
     runs: Sequence[Run],
     settings: TrainSettings,
@@ -119,11 +72,12 @@ def write_results(
     seconds: float,
     interrupted: bool,
 ) -> None:
-    """Writes `comparison.png` and `results.json` to the output folder."""
+    """Writes the plot in two themes, and then `results.json`, which says how the run ended."""
     record = _record(task, runs, settings, samples)
     record |= {"seconds": round(seconds, 1), "interrupted": interrupted}
-    (settings.output / "results.json").write_text(to_json(record) + "\n", encoding="utf-8")
-    comparison_figure(task, runs).savefig(settings.output / "comparison.png", dpi=150)
+    save_in_themes(lambda: comparison_figure(record), folder / _runs.PLOT, dpi=150)
+    with replacing(folder / _runs.RESULTS) as file:
+        file.write(f"{to_json(record)}\n".encode())
 
 
 def _formatted(metrics: Sequence[str], values: Mapping[str, float]) -> list[str]:
@@ -136,7 +90,7 @@ def _record(
     entries = {entry.name: entry for entry in settings.entries}
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "settings": settings.as_json(),
+        "settings": settings.as_options(),
         "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "task": task.title,

@@ -13,7 +13,7 @@ from optax_lamblion.demo.optimizers import OptimizerRow, find_optimizers
 from optax_lamblion.demo.ways import HALVES, Entry, entries
 from pallas_kernels.arithmetic.params import ROUNDINGS
 
-DEFAULT_OPTIMIZERS = "optax.lion,lion8bit,optax.lamb,lamb8bit"
+DEFAULT_OPTIMIZERS = "optax.lion,lion8bit,optax.lamb,lamb8bit,optax.adamw,adamw8bit"
 _DEFAULT_OF_HALVES = "lion8bit"  # it is trained four times
 _BATCH_SIZES = {"text": 16, "digits": 64}
 _STEPS = {"text": 300, "digits": 200}
@@ -49,9 +49,6 @@ class TrainSettings:
     rows: tuple[OptimizerRow, ...]
     learning_rates: Mapping[str, float]
     weight_decays: Mapping[str, float]
-    output: Path
-    quiet: bool
-    resume: bool = False
     text: TextSettings | None = None
     dtype: str = "float32"
     param_rounding: tuple[str, ...] = ROUNDINGS
@@ -61,16 +58,27 @@ class TrainSettings:
         """What is compared, by the names that results carry."""
         return entries(self.rows, self.dtype, self.param_rounding)
 
-    def as_json(self) -> dict[str, Any]:
-        """The settings that decide the numbers, for the record."""
-        record = dataclasses.asdict(self)
-        for name in ("rows", "quiet", "output", "resume"):
-            del record[name]
-        if self.dtype == "float32":
-            del record["dtype"], record["param_rounding"]
+    def as_options(self) -> dict[str, Any]:
+        """The options of `train` that give these settings again, defaults included, as JSON."""
+        found: dict[str, Any] = {
+            "data": self.data,
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
         if self.text:
-            record["text"] |= {"text": self.text.text and str(self.text.text)}
-        return record
+            found |= {name: x for name, x in dataclasses.asdict(self.text).items() if x is not None}
+            if self.text.text:
+                found["text"] = str(self.text.text.absolute())
+        found["optimizers"] = [row.name for row in self.rows]
+        for option, values in (
+            ("learning_rate", self.learning_rates),
+            ("weight_decay", self.weight_decays),
+        ):
+            found[option] = [f"{name}={value!r}" for name, value in values.items()]
+        if self.dtype != "float32":
+            found |= {"dtype": self.dtype, "param_rounding": list(self.param_rounding)}
+        return found
 
 
 def read_settings(options: TrainOptions) -> TrainSettings:
@@ -93,7 +101,6 @@ def read_settings(options: TrainOptions) -> TrainSettings:
     roundings = ROUNDINGS
     if "param_rounding" in given:
         roundings = _roundings(",".join(given["param_rounding"]), dtype, rows)
-    folder = data if dtype == "float32" else f"{data}-{dtype}"
     return TrainSettings(
         data=data,
         steps=steps,
@@ -104,9 +111,6 @@ def read_settings(options: TrainOptions) -> TrainSettings:
         | _overrides("--learning-rate", given.get("learning_rate", ()), rows),
         weight_decays={row.name: row.weight_decay for row in rows}
         | _overrides("--weight-decay", given.get("weight_decay", ()), rows),
-        output=given.get("output", Path("optax-lamblion-runs") / folder),
-        quiet=options.quiet,
-        resume=options.resume,
         text=TextSettings(**text_options) if data == "text" else None,
         dtype=dtype,
         param_rounding=roundings,

@@ -4,36 +4,63 @@ from __future__ import annotations
 
 import sys
 import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import optax
 
-from optax_lamblion.cli._errors import input_errors, require
+from optax_lamblion.cli._errors import CommandError, input_errors, require
+from optax_lamblion.cli._info import versions
 from optax_lamblion.cli._interrupt import interruptible
 from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.cli._output import print_table
 from optax_lamblion.cli._settings import TrainSettings, read_settings
+from optax_lamblion.demo import checkpoint
+from optax_lamblion.demo.compare import Run
 from optax_lamblion.demo.task import Task
 
 _NEEDED = {"flax": "flax", "matplotlib": "matplotlib", "sklearn": "scikit-learn"}
 
 
 def run(options: TrainOptions) -> int:
-    """Trains, then prints a table and writes a plot and a JSON file."""
+    """Trains, then prints a table and writes plots and a JSON file."""
     require(_NEEDED)
-    # It imports the extra.
-    from optax_lamblion.cli import _results as results
+    # They import the extra.
+    from optax_lamblion.cli import _results, _runs
 
-    with input_errors():
-        settings = read_settings(options)
-        task = make_task(settings)
-    folder = results.make_folder(settings)
-    say = (lambda *_, **__: None) if settings.quiet else print
+    if options.resume is None:
+        with input_errors():
+            settings = read_settings(options)
+            task = make_task(settings)
+            folder = _runs.create(options.output, settings)
+    else:
+        folder = _runs.find(options)
+        settings = _runs.stored_settings(folder, options)
+        if _runs.is_finished(folder):
+            (folder / checkpoint.NAME).unlink(missing_ok=True)
+            print(f"The run in {folder} is finished: it has taken its {settings.steps} steps.")
+            return 0
+        with input_errors():
+            task = make_task(settings)
+    with _runs.locked(folder):
+        return _train(task, settings, folder, options.quiet, _results)
+
+
+def _train(task: Task, settings: TrainSettings, folder: Path, quiet: bool, results) -> int:
+    say = (lambda *_, **__: None) if quiet else print
     say(f"{task.title}; {task.parameter_count:,} parameters; {settings.steps} steps")
+    say(f"Run: {folder}")
 
     start = time.monotonic()
-    runs = _trained(task, settings)
+    runs = _trained(task, settings, folder, quiet)
     if not (runs and runs[0].steps):
-        print("Stopped before the first step, so there is nothing to write.", file=sys.stderr)
+        print(
+            f"Stopped before the first step. `--resume {folder}` starts it again.", file=sys.stderr
+        )
         return 130
     interrupted = runs[0].steps < settings.steps
     samples = {}
@@ -44,43 +71,71 @@ def run(options: TrainOptions) -> int:
     say(*(results.sample_text(*item) for item in samples.items()), "", sep="\n")
     print_table(results.results_table(task, runs))
     say(f"{'Stopped early' if interrupted else 'Done'} after {seconds:.0f} s.")
-    results.write_results(task, runs, settings, samples, seconds=seconds, interrupted=interrupted)
-    say(f"Plot: {folder / 'comparison.png'}")
-    say(f"Numbers and samples: {folder / 'results.json'}")
+    results.write_results(
+        folder, task, runs, settings, samples, seconds=seconds, interrupted=interrupted
+    )
+    say(f"Plots, numbers and samples are in {folder}.")
     if interrupted:
-        say("The same command with `--resume` goes on.")
-    return 130 if interrupted else 0
+        say(f"Continue with: optax-lamblion train --resume {folder}")
+        return 130
+    (folder / checkpoint.NAME).unlink(missing_ok=True)  # not before the results are there
+    return 0
 
 
-def _trained(task: Task, settings: TrainSettings):
-    """The runs of all optimizers, kept in the output folder until they are done."""
+def _trained(task: Task, settings: TrainSettings, folder: Path, quiet: bool):
+    """The runs of all optimizers, saved in the folder as they go."""
     from optax_lamblion.cli._progress import show_progress
-    from optax_lamblion.demo import checkpoint
     from optax_lamblion.demo.compare import compare
 
     chains = make_optimizers(settings)
-
-    def restore(runs):
-        if settings.resume:
-            checkpoint.restore(settings.output, runs)
-
+    origin = _origin(task, settings)
     with (
         interruptible() as should_stop,
-        show_progress(list(chains), settings.steps, quiet=settings.quiet) as observer,
+        show_progress(list(chains), settings.steps, quiet=quiet) as observer,
     ):
-        runs = compare(
+        return compare(
             task,
             chains,
             steps=settings.steps,
             observer=observer,
             should_stop=should_stop,
-            restore=restore,
-            keep=lambda runs: checkpoint.save(settings.output, settings.as_json(), runs),
+            restore=lambda runs: _restore(folder, origin, runs),
+            keep=lambda runs: checkpoint.save(folder, origin, runs),
             ways={entry.name: entry.way for entry in settings.entries},
         )
-    if runs and runs[0].steps == settings.steps:
-        (settings.output / checkpoint.NAME).unlink(missing_ok=True)
-    return runs
+
+
+def _origin(task: Task, settings: TrainSettings) -> dict[str, Any]:
+    """What the numbers of a run depend on besides its settings."""
+    arrays = jax.tree.leaves((task.params, task.batch(0), task.batch(settings.steps - 1)))
+    data = 0
+    for array in arrays:
+        data = zlib.crc32(np.asarray(array).tobytes(), data)
+    used = versions()
+    return {"data": data} | {name: used[name] for name in ("jax", "jaxlib", "optax", "numpy")}
+
+
+def _restore(folder: Path, origin: dict[str, Any], runs: Sequence[Run]) -> None:
+    """Puts the runs where a checkpoint has them, if there is one."""
+    path = folder / checkpoint.NAME
+    if not path.exists():
+        return
+    try:
+        before = checkpoint.about(folder)
+        if before["data"] == origin["data"]:
+            checkpoint.restore(folder, runs)
+    except Exception as error:  # damage surfaces as nearly any kind
+        raise CommandError(
+            f"{str(path)!r} is damaged: {error}. Remove it, and `--resume` starts from step 0."
+        ) from error
+    if before["data"] != origin["data"]:
+        raise CommandError(
+            f"the run in {str(folder)!r} was started with other data: its text has changed, or "
+            "Python's standard library has. It cannot continue; start a run without `--resume`."
+        )
+    if changed := [name for name, version in origin.items() if before[name] != version]:
+        what = ", ".join(f"{name} {before[name]} is now {origin[name]}" for name in changed)
+        print(f"Note: {what}. From here on, the numbers may differ in their last digits.")
 
 
 def make_optimizers(settings: TrainSettings) -> dict[str, optax.GradientTransformation]:

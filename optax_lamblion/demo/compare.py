@@ -164,7 +164,7 @@ def compare(
       observer: Is told of progress.
       should_stop: Asked before every step; `True` ends all runs there, evenly and evaluated.
       restore: Is given the runs before the first step, to put them where others were.
-      keep: Is given them whenever they have been measured after a step, to be kept somewhere.
+      keep: Is given them to save, as often as held-out data is measured, and when they are stopped.
       ways: How parameters are kept, by the same names, where it is not as the task has them.
 
     Returns:
@@ -181,7 +181,8 @@ def compare(
         runs.append(Run(name, task, tx, first_batch, ways.get(name)))
     restore(runs)
     due = {round(i * steps / evaluations) for i in range(evaluations + 1)}
-    _evaluate(runs, observer)
+    if runs[0].steps in due:
+        _evaluate(runs, observer)
     for step in range(runs[0].steps, steps):
         if should_stop():
             break
@@ -192,9 +193,9 @@ def compare(
         if step + 1 in due:
             _evaluate(runs, observer)
             keep(runs)
-    _evaluate(runs, observer)
-    if runs[0].steps:
-        keep(runs)
+    if runs[0].steps not in due:
+        keep(runs)  # as they are: a run that was never stopped is not measured here
+        _evaluate(runs, observer)
     return runs
 
 
