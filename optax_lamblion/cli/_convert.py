@@ -43,16 +43,18 @@ def _run(source, target, options):
     _show(source, options, checkpoint, names)
     if target is None:
         return 0
+    call = None
     if to_file:
         files.write(target, checkpoint)
     else:
         state, call = _imported(source, options, checkpoint, names)
         _orbax().save_state(target, state)
-        if not options.json:
-            print(f"The state is that of {call}. It goes on with")
-            print("    convert_state(checkpointer.restore(path), params, tx)")
     if not options.json:
         print(f"Wrote {printable(str(target))}.")
+        if call:
+            print("Continue with the state by")
+            print(f"    tx = {call}")
+            print("    opt_state = convert_state(checkpointer.restore(path), params, tx)")
     return 0
 
 

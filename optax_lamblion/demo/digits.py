@@ -33,7 +33,7 @@ class DigitClassifier(nnx.Module):
 
 def digits_task(*, batch_size: int = 64, seed: int = 0) -> Task:
     """1797 digits that ship with scikit-learn (no download); every fifth is held out."""
-    images, labels = load_digits(return_X_y=True)
+    images, labels = (np.asarray(x) for x in load_digits(return_X_y=True))
     images = (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32)
     labels = labels.astype(np.int32)
     held = np.arange(labels.size) % 5 == 0

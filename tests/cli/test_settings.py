@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from optax_lamblion.cli import _settings
+from optax_lamblion.cli import _runs, _settings
 from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.demo.ways import Way
 
@@ -11,19 +11,17 @@ def read_settings(given):
     return _settings.read_settings(TrainOptions(**given))
 
 
-def test_defaults_compare_both_families_with_optax():
+def test_defaults_compare_every_family_with_optax():
     settings = read_settings({})
     assert [row.name for row in settings.rows] == [
-        "optax.lion", "lion8bit", "optax.lamb", "lamb8bit",
+        "optax.lion", "lion8bit", "optax.lamb", "lamb8bit", "optax.adamw", "adamw8bit",
     ]  # fmt: skip
     assert settings.learning_rates["lion8bit"] == settings.learning_rates["optax.lion"]
-    assert settings.output == Path("optax-lamblion-runs/text")
 
 
 def test_digits_have_defaults_of_their_own():
     settings = read_settings({"data": "digits"})
     assert (settings.batch_size, settings.text) == (64, None)
-    assert settings.output == Path("optax-lamblion-runs/digits")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,6 @@ def test_weight_decay_is_set_apart_from_the_learning_rate():
 def test_sixteen_bits_have_defaults_of_their_own():
     settings = read_settings({"dtype": "bfloat16"})
     assert [row.name for row in settings.rows] == ["lion8bit"]
-    assert settings.output == Path("optax-lamblion-runs/text-bfloat16")
 
 
 def test_each_rounding_is_compared_with_float32_parameters():
@@ -70,8 +67,22 @@ def test_float32_parameters_leave_all_as_it_was():
     assert [(entry.name, entry.way) for entry in settings.entries] == [
         (row.name, None) for row in settings.rows
     ]
-    # So a run goes on that was begun before there was a choice.
-    assert not {"dtype", "param_rounding"} & set(settings.as_json())
+    assert not {"dtype", "param_rounding"} & set(settings.as_options())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"data": "digits", "steps": 7},
+        {"prompt": 'a "quote"\n', "text": Path("/a book.txt"), "learning_rate": ("1e-5",)},
+        {"dtype": "float16", "optimizers": ("lion8bit,adamw",), "param_rounding": ("nearest",)},
+    ],
+)
+def test_settings_come_back_from_the_file_that_a_run_stores(tmp_path, given):
+    settings = read_settings(given)
+    folder = _runs.create(tmp_path / "run", settings)
+    assert _runs.stored_settings(folder, TrainOptions()) == settings
 
 
 @pytest.mark.parametrize(

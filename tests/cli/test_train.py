@@ -1,15 +1,19 @@
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import jax
 import numpy as np
 import pytest
 
+from optax_lamblion.cli import _runs
 from optax_lamblion.cli._interrupt import interruptible
 from optax_lamblion.cli._options import TrainOptions
 from optax_lamblion.cli._settings import read_settings
@@ -17,6 +21,8 @@ from optax_lamblion.cli._train import make_task
 from optax_lamblion.demo.compare import Run
 
 PNG = b"\x89PNG\r\n\x1a\n"
+PLOTS = ["comparison-dark.png", "comparison.png"]
+FINISHED = sorted([*PLOTS, "results.json", "settings.toml"])
 TINY = ["--width", "64", "--layers", "1", "--heads", "2", "--seq-len", "16", "--batch-size", "2"]
 
 
@@ -33,7 +39,8 @@ def train(run_cli, book, tmp_path):
 
     def run(*arguments):
         output = tmp_path / "runs" / "text"
-        return *run_cli("train", "--text", book, "--output", output, *TINY, *arguments), output
+        where = () if "--resume" in arguments else ("--output", output)
+        return *run_cli("train", "--text", book, *where, *TINY, *arguments), output
 
     return run
 
@@ -44,8 +51,8 @@ def test_three_steps_leave_a_table_a_plot_and_numbers(train, book):
     status, out, _, folder = train("--steps", "3", "--optimizers", "optax.lion,lamb8bit")
     record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert status == 0
-    assert (folder / "comparison.png").read_bytes().startswith(PNG)
-    assert str(folder / "comparison.png") in out
+    assert all((folder / name).read_bytes().startswith(PNG) for name in PLOTS)
+    assert str(folder) in out
     assert "bits/byte" in out
     assert "(byte frequencies)" in out
     assert "Text by lamb8bit" in out
@@ -59,7 +66,7 @@ def test_three_steps_leave_a_table_a_plot_and_numbers(train, book):
     lion, lamb8bit = record["optimizers"]
     assert lion["bytes_per_parameter"] == pytest.approx(4, abs=1e-3)
     assert 2 < lamb8bit["bytes_per_parameter"] < 2.2
-    assert record["settings"]["text"]["width"] == 64
+    assert record["settings"]["width"] == 64
     assert record["versions"]["jax"]
     assert record["interrupted"] is False
 
@@ -81,9 +88,10 @@ def test_the_seed_decides_parameters_and_batches(data):
 
 def test_a_prompt_starts_the_samples(train):
     arguments = ["--steps", "1", "--optimizers", "optax.lion"]
+    status, _, err, folder = train(*arguments, "--prompt", "")
+    assert not folder.exists()
     _, out, _, _ = train(*arguments, "--prompt", "Once upon")
     assert "    | Once upon" in out
-    status, _, err, _ = train(*arguments, "--prompt", "")
     assert status == 2
     assert "prompt is empty" in err
 
@@ -171,25 +179,61 @@ def stopped_at(step, monkeypatch):
 RESUMED = ["--steps", "8", "--optimizers", "lion8bit,paged_lamb8bit"]
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(train, tmp_path, monkeypatch):
+def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(train, tmp_path, monkeypatch):
     assert train(*RESUMED)[0] == 0
     folder = tmp_path / "runs" / "text"
     whole = curves(folder)
-    assert sorted(os.listdir(folder)) == ["comparison.png", "results.json"]
+    assert sorted(os.listdir(folder)) == FINISHED
     shutil.rmtree(folder)
     stopped_at(3, monkeypatch)
     status, out, _, _ = train(*RESUMED)
-    assert status == 130 and "--resume" in out
-    assert sorted(os.listdir(folder)) == ["checkpoint.npz", "comparison.png", "results.json"]
-    status, out, _, _ = train(*RESUMED, "--resume")
+    assert status == 130 and f"--resume {folder}" in out
+    assert sorted(os.listdir(folder)) == sorted(["checkpoint.npz", *FINISHED])
+    status, out, _, _ = train("--resume", folder)
     assert status == 0
-    assert sorted(os.listdir(folder)) == ["comparison.png", "results.json"]
-    for name, curve in curves(folder).items():
-        # It was measured where it was stopped, too.
-        held_out = dict(zip(curve["held_out_steps"], curve["held_out"], strict=True))
-        expected = dict(zip(whole[name]["held_out_steps"], whole[name]["held_out"], strict=True))
-        assert curve["train_loss"] == whole[name]["train_loss"]
-        assert {step: held_out[step] for step in expected} == expected
+    assert sorted(os.listdir(folder)) == FINISHED
+    assert curves(folder) == whole
+    before = (folder / "results.json").read_bytes()
+    status, out, err, _ = train("--resume", folder)
+    assert (status, err) == (0, "") and "is finished" in out
+    assert (folder / "results.json").read_bytes() == before
+
+
+def test_without_a_folder_the_newest_unfinished_run_continues(run_cli, book, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--text", book, *TINY, "--quiet", "--optimizers", "optax.lion", "--steps"]
+    status, _, err = run_cli("train", "--resume")
+    assert status == 2 and "no unfinished run" in err
+    for step in (3, 2):
+        stopped_at(step, monkeypatch)
+        monkeypatch.chdir(tmp_path)  # which was undone
+        assert run_cli(*words, "4")[0] == 130
+    assert run_cli(*words, "1")[0] == 0
+    older, newer, finished = sorted((tmp_path / "optax-lamblion-runs").iterdir())
+    assert older.name.startswith("text-20") and newer.name.startswith("text-20")
+    assert run_cli("train", "--resume", "--quiet")[0] == 0
+    assert (_runs.is_finished(older), _runs.is_finished(newer)) == (False, True)
+    assert _runs.is_finished(finished)
+    with _runs.locked(older):
+        status, _, err = run_cli("train", "--resume")
+        assert status == 2 and "no unfinished run" in err
+        status, _, err = run_cli("train", "--resume", older)
+        assert status == 2 and "another process" in err
+    assert run_cli("train", "--resume", "--quiet")[0] == 0
+    assert _runs.is_finished(older)
+
+
+def test_the_settings_of_a_run_start_another_one_like_it(train, run_cli, tmp_path):
+    arguments = ["--steps", "2", "--optimizers", "optax.lion,lion8bit", "--quiet"]
+    *_, folder = train(*arguments, "--learning-rate", "3e-4,lion8bit=1e-3")
+    assert tomllib.loads((folder / "settings.toml").read_text())["train"]["learning_rate"] == [
+        "optax.lion=0.0003", "lion8bit=0.001",
+    ]  # fmt: skip
+    again = tmp_path / "again"
+    given = ["--config", folder / "settings.toml", "--output", again, "--quiet"]
+    assert run_cli("train", *given)[0] == 0
+    assert curves(again) == curves(folder)
+    assert (again / "settings.toml").read_bytes() == (folder / "settings.toml").read_bytes()
 
 
 KEPT = ["--data", "digits", "--dtype", "bfloat16", "--quiet", "--output"]
@@ -247,36 +291,125 @@ def test_parameters_of_16_bits_go_on_in_another_process(tmp_path):
     assert run("parts", "-c", STOPS).returncode == 130
     assert (tmp_path / "parts/checkpoint.npz").exists()
     assert run("parts", *module, resume=["--resume"]).returncode == 0
-    whole, parts = curves(tmp_path / "whole"), curves(tmp_path / "parts")
+    whole = curves(tmp_path / "whole")
     assert len(whole) == 2
-    assert {name: curve["train_loss"] for name, curve in parts.items()} == {
-        name: curve["train_loss"] for name, curve in whole.items()
-    }
+    assert curves(tmp_path / "parts") == whole
 
 
 def test_a_run_does_not_overwrite_another(train, monkeypatch):
-    status, _, _, folder = train("--steps", "1", "--optimizers", "lion8bit", "--quiet")
-    before = (folder / "results.json").read_bytes()
-    status, _, err, _ = train("--steps", "1", "--optimizers", "lion8bit", "--quiet")
-    assert status == 2 and "--output DIR" in err and "--resume" not in err
-    assert (folder / "results.json").read_bytes() == before
-    status, _, err, _ = train("--steps", "1", "--optimizers", "lion8bit", "--resume")
-    assert status == 2 and "no run to go on with" in err
+    arguments = ["--steps", "1", "--optimizers", "lion8bit", "--quiet"]
+    *_, folder = train(*arguments)
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    status, _, err, _ = train(*arguments)
+    assert status == 2 and str(folder) in err and "--output DIR" in err and "--resume" not in err
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (folder / "results.json").unlink()
+    status, _, err, _ = train(*arguments)
+    assert status == 2 and f"`--resume {folder}`" in err
 
 
-def test_a_run_goes_on_with_its_own_settings_only(train, tmp_path):
-    folder = tmp_path / "runs" / "text"
-    folder.mkdir(parents=True)
-    given = TrainOptions(steps=9, optimizers=("lion8bit",))
-    about = json.dumps({"settings": read_settings(given).as_json(), "curves": {}})
-    np.savez(folder / "checkpoint.npz", about=np.asarray(about))
-    status, _, err, _ = train("--steps", "9", "--optimizers", "lion8bit")
-    assert status == 2 and "`--resume`" in err
-    status, _, err, _ = train("--steps", "8", "--optimizers", "lion8bit", "--resume")
-    assert status == 2 and "another `steps`: 9, and now it is 8" in err
-    (folder / "checkpoint.npz").write_bytes(b"PK")
-    status, _, err, _ = train("--steps", "9", "--optimizers", "lion8bit", "--resume")
-    assert status == 2 and "is damaged" in err
+@pytest.fixture
+def begun(tmp_path):
+    """The folder of a run that was killed before its first checkpoint."""
+    options = TrainOptions(steps=9, optimizers=("lion8bit", "lamb8bit"), learning_rate=("1e-3",))
+    return _runs.create(tmp_path / "begun", read_settings(options))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--steps", "8"], "steps = 9, and now it is 8. Leave `--steps` out"),
+        (["--data", "digits"], "data = 'text'"),
+        (["--optimizers", "lion8bit"], "optimizers = ['lion8bit', 'lamb8bit']"),
+        (["--learning-rate", "2e-3"], "learning_rate"),
+        (["--learning-rate", "optax.lion=1"], "learning_rate"),
+        (["--text", "other.txt"], "text = None"),
+        (["--dtype", "bfloat16"], "dtype = None, and now it is 'bfloat16'"),
+        (["--output", "elsewhere"], "name two folders"),
+    ],
+)
+def test_a_run_continues_with_its_own_settings_only(run_cli, begun, given, said):
+    status, _, err = run_cli("train", "--resume", begun, *given)
+    assert status == 2
+    assert said in err
+
+
+def test_options_that_say_the_same_are_no_contradiction(begun):
+    options = TrainOptions(
+        steps=9, optimizers=("lion8bit,lamb8bit",), learning_rate=("lamb8bit=0.001",), width=128
+    )
+    assert _runs.stored_settings(begun, options).steps == 9
+
+
+def test_damage_is_named(run_cli, begun, tmp_path):
+    (begun / "checkpoint.npz").write_bytes(b"PK")
+    status, _, err = run_cli("train", "--resume", begun)
+    assert status == 2 and "checkpoint.npz" in err and "is damaged" in err
+    (begun / "settings.toml").write_text("[train]\nsteps = ")
+    status, _, err = run_cli("train", "--resume", begun)
+    assert status == 2 and "settings.toml" in err and "cannot be read" in err
+    status, _, err = run_cli("train", "--resume", tmp_path / "none")
+    assert status == 2 and "no run to continue" in err
+
+
+def test_a_text_that_changed_is_noticed(train, book, monkeypatch):
+    stopped_at(2, monkeypatch)
+    *_, folder = train(*RESUMED)
+    book.write_text("Another story, which is as long as the first one. " * 60, encoding="utf-8")
+    status, _, err, _ = train("--resume", folder)
+    assert status == 2 and "other data" in err
+
+
+KILLED = """
+import os, signal, sys
+from optax_lamblion.cli import main
+from optax_lamblion.demo.compare import Run
+
+where, left, *words = sys.argv[1:]
+left = int(left)
+
+def dying(function):
+    def call(*args):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args)
+    return call
+
+if where == "step":
+    Run.advance = dying(Run.advance)
+else:
+    os.replace = dying(os.replace)
+sys.exit(main(words))
+"""
+
+
+def test_a_run_that_is_killed_ten_times_ends_as_one_that_never_was(book, tmp_path):
+    """In the middle of steps, and before a checkpoint, a plot or the results are in their place."""
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run(*words):
+        command = [sys.executable, *words, "--quiet"]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    words = ["--text", book, *TINY, "--steps", "60", "--optimizers", "lion8bit,paged_lamb8bit"]
+    start = ["train", *map(str, words), "--output"]
+    assert run("-m", "optax_lamblion", *start, str(whole)) == 0
+    rng, steps = random.Random(0), []
+    for i in range(10):
+        where = "file" if i % 4 == 3 else "step"
+        left = rng.randrange(1, 3) if where == "file" else rng.randrange(1, 30)
+        arguments = ["train", "--resume", str(killed)] if i else [*start, str(killed)]
+        assert run("-c", KILLED, where, str(left + (i == 0)), *arguments) == -signal.SIGKILL
+        with contextlib.suppress(FileNotFoundError), np.load(killed / "checkpoint.npz") as content:
+            about = json.loads(str(content["about"]))
+            steps.append(len(about["curves"]["lion8bit"]["train_losses"]))
+    assert steps == sorted(steps) and 0 < steps[0] < steps[-1] < 60, steps
+    assert run("-m", "optax_lamblion", "train", "--resume", str(killed)) == 0
+    assert curves(killed) == curves(whole)
+    assert sorted(os.listdir(killed)) == FINISHED
 
 
 def test_ctrl_c_before_the_first_step_says_so(train, monkeypatch):
@@ -290,7 +423,7 @@ def test_ctrl_c_before_the_first_step_says_so(train, monkeypatch):
     status, _, err, folder = train("--steps", "5", "--optimizers", "optax.lion,optax.adamw")
     assert status == 130
     assert "before the first step" in err.lower()
-    assert not (folder / "comparison.png").exists()
+    assert os.listdir(folder) == ["settings.toml"]
 
 
 def test_a_second_ctrl_c_insists():
@@ -324,7 +457,7 @@ def test_wrong_input_says_what_to_type(train, book, arguments, remedy):
 
 
 @pytest.mark.long
-def test_the_default_run_learns_within_four_minutes(run_cli, tmp_path):
+def test_the_default_run_learns_within_five_minutes(run_cli, tmp_path):
     start = time.monotonic()
     status, _, _ = run_cli("train", "--output", tmp_path, "--quiet")
     seconds = time.monotonic() - start
@@ -335,4 +468,5 @@ def test_the_default_run_learns_within_four_minutes(run_cli, tmp_path):
     # Seen: 0.001 for both (0.008 for LAMB with other settings). The rest allows for other machines.
     assert loss["lion8bit"] == pytest.approx(loss["optax.lion"], abs=0.03)
     assert loss["lamb8bit"] == pytest.approx(loss["optax.lamb"], abs=0.03)
-    assert seconds < 240, "the machine is slower than two cores, or not idle"
+    assert loss["adamw8bit"] == pytest.approx(loss["optax.adamw"], abs=0.03)
+    assert seconds < 300, "the machine is slower than two cores, or not idle"
