@@ -383,7 +383,14 @@ MUTANTS = [
         f"{OURS}/demo/compare.py",
         "for step in range(runs[0].steps, steps):",
         "for step in range(0, steps - runs[0].steps):",
-        "tests/cli/test_train.py -k goes_on_as_if -m slow",
+        "tests/cli/test_train.py -k continues_as_if -m slow",
+    ),
+    Mutant(
+        "a run overwrites another one",
+        f"{OURS}/cli/_runs.py",
+        "if any((folder / name).exists() for name in _FILES):",
+        "if not settings.as_options():",
+        "tests/cli/test_train.py -k does_not_overwrite -m slow",
     ),
     Mutant(
         "JAX is counted with all of a GPU",

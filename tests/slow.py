@@ -12,6 +12,7 @@ SLOW = (
     "cli/test_main.py",
     "cli/test_memory.py",
     "cli/test_models.py",
+    "cli/test_page.py",
     "cli/test_train.py",
     "distributed/",
     "examples/",

@@ -135,7 +135,10 @@ def _restore(folder: Path, origin: dict[str, Any], runs: Sequence[Run]) -> None:
         )
     if changed := [name for name, version in origin.items() if before[name] != version]:
         what = ", ".join(f"{name} {before[name]} is now {origin[name]}" for name in changed)
-        print(f"Note: {what}. From here on, the numbers may differ in their last digits.")
+        print(
+            f"Note: {what}. From here on, the numbers may differ in their last digits.",
+            file=sys.stderr,
+        )
 
 
 def make_optimizers(settings: TrainSettings) -> dict[str, optax.GradientTransformation]:
