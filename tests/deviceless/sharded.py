@@ -40,7 +40,7 @@ class Model:
 
     def shapes(self, layers=None):
         """`{name: shape}`; with `layers`, of the first ones and of what is around all of them."""
-        model = shapes.llama_8b()
+        model = shapes.MODELS["llama-8b"]()
         # The vocabulary first, as in the embedding: no eighth of it consists of whole blocks.
         model["head"] = model["embed"]
         first = {name[6:]: model[name] for name in model if name.startswith("layer0")}

@@ -139,9 +139,9 @@ def _step(run, what, dtype, make, floor, about, crowded=False):
 
 def _shapes(torch, run, what):
     if what == "gpt2":
-        from optax_lamblion.demo.shapes import gpt2_124m
+        from optax_lamblion.demo.shapes import MODELS
 
-        return list(gpt2_124m().values())
+        return list(MODELS["gpt2-124m"]().values())
     # Parameters and gradients in float32, two slots, and LAMB32bit's float32 copy of a leaf.
     fits = int(0.8 * torch.cuda.mem_get_info()[0] / (20 * math.prod(run.shape)))
     return [run.shape] * max(1, min(run.leaves, fits))
