@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from optax_lamblion import StateOptions, StateReport, state_report
+from optax_lamblion import StateOptions, state_report
 from optax_lamblion.demo import shapes
 from optax_lamblion.demo.optimizers import OptimizerRow
 
@@ -23,16 +24,18 @@ class Setting:
     """How a model is trained, as far as memory is concerned.
 
     - `model`: the shapes of its parameters, of which there are `parameters`.
-    - `dtype`, `grad_dtype`: of parameters and gradients.
+    - `dtype`, `grad_dtype`: of parameters and gradients; None for gradients as the parameters.
     - `master`: whether the optimizer steps a float32 copy of the parameters.
-    - `devices`: over how many devices everything is divided evenly.
+    - `param_rounding`: how it writes 16-bit parameters; Optax's optimizers only round to nearest.
+    - `devices`: over how many devices everything is sharded evenly.
     - `platform`: `"gpu"` or `"cpu"`.
     """
 
     model: Mapping[str, shapes.Shape]
     dtype: str = "float32"
-    grad_dtype: str = "float32"
+    grad_dtype: str | None = None
     master: bool = False
+    param_rounding: str = "nearest"
     devices: int = 1
     platform: str = "gpu"
 
@@ -40,6 +43,11 @@ class Setting:
     def parameters(self) -> int:
         """How many there are."""
         return shapes.count(self.model)
+
+    @property
+    def gradient_dtype(self) -> str:
+        """The dtype of the gradients."""
+        return self.grad_dtype or self.dtype
 
     @property
     def stepped_dtype(self) -> str:
@@ -66,6 +74,19 @@ class Room:
 
 
 @dataclasses.dataclass(frozen=True)
+class State:
+    """Bytes of the whole state of an optimizer, by the memory that they are in."""
+
+    device_bytes: int
+    host_bytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in all."""
+        return self.device_bytes + self.host_bytes
+
+
+@dataclasses.dataclass(frozen=True)
 class Footprint:
     """Bytes on each device at an optimizer's step; of the host's memory, bytes for each device."""
 
@@ -88,21 +109,30 @@ class Footprint:
         )
 
 
-def report(row: OptimizerRow, setting: Setting) -> StateReport:
+def state(row: OptimizerRow, setting: Setting) -> State:
     """What the real `init` returns for parameters of these shapes."""
-    structs = shapes.as_structs(setting.model, setting.stepped_dtype)
-    # Pages do not change what is in a state, but `init` is traced for each of them.
-    whole = {"options": StateOptions(page_bytes=2**60)} if row.name.startswith("paged_") else {}
-    tx = row.factory(row.learning_rate, weight_decay=row.weight_decay, **whole)
-    return state_report(jax.eval_shape(tx.init, structs), structs)
+    # Equal shapes have equal state, and a model has few that differ: `init` is traced for one of
+    # each. Pages do not change what is in a state, but each of them would be traced, too.
+    times = Counter(setting.model.values())
+    names = {f"shape{i}": shape for i, shape in enumerate(times)}
+    options = StateOptions(param_rounding=setting.param_rounding, page_bytes=2**60)
+    more = {"options": options} if row.ours else {}
+    tx = row.factory(row.learning_rate, weight_decay=row.weight_decay, **more)
+    form = jax.eval_shape(tx.init, shapes.as_structs(names, setting.stepped_dtype))
+    on_device = on_host = 0
+    for leaf in state_report(form).leaves:
+        shape = names.get(leaf.path.rpartition("/")[2])
+        nbytes = leaf.nbytes * (1 if shape is None else times[shape])
+        if leaf.memory_kind == "device":
+            on_device += nbytes
+        else:
+            on_host += nbytes
+    return State(on_device, on_host)
 
 
-def footprint(row: OptimizerRow, setting: Setting, state: StateReport) -> Footprint:
-    """The memory of one device at a step of this optimizer, with its `state` as reported."""
+def footprint(row: OptimizerRow, setting: Setting, state: State) -> Footprint:
+    """The memory of one device at a step of this optimizer, with its `state` as computed."""
     count, devices = setting.parameters, setting.devices
-    kinds = state.by_memory_kind
-    on_device = kinds.pop("device", 0)
-    on_host = sum(kinds.values())
     is_one_memory = setting.platform == "cpu"
 
     def part(nbytes):
@@ -111,10 +141,10 @@ def footprint(row: OptimizerRow, setting: Setting, state: StateReport) -> Footpr
     return Footprint(
         parameter_bytes=part(count * _itemsize(setting.dtype)),
         master_bytes=part(4 * count) if setting.master else 0,
-        gradient_bytes=part(count * _itemsize(setting.grad_dtype)),
-        state_bytes=part(on_device + (on_host if is_one_memory else 0)),
-        step_bytes=_step_bytes(row, setting, part(on_host)),
-        host_state_bytes=0 if is_one_memory else part(on_host),
+        gradient_bytes=part(count * _itemsize(setting.gradient_dtype)),
+        state_bytes=part(state.nbytes if is_one_memory else state.device_bytes),
+        step_bytes=_step_bytes(row, setting, part(state.host_bytes)),
+        host_state_bytes=0 if is_one_memory else part(state.host_bytes),
     )
 
 

@@ -2,47 +2,59 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from optax_lamblion import StateReport
 from optax_lamblion.cli import _footprint
-from optax_lamblion.cli._footprint import Footprint, Room, Setting
-from optax_lamblion.cli._output import Table, columns
+from optax_lamblion.cli._fitting import Way
+from optax_lamblion.cli._footprint import Footprint, Room, Setting, State
+from optax_lamblion.cli._models import Model
+from optax_lamblion.cli._output import Table, columns, printable
 from optax_lamblion.demo.optimizers import OPTIMIZERS, OptimizerRow
 
 _REFERENCE = "optax.adamw"
-_NOTE = (
-    "Parameters, gradients and state are computed from shapes. The step is an estimate of what "
-    "`apply_fused` (for Optax's optimizers `update` and `apply_updates`) allocates beside them on "
-    "a {platform}, with parameters and state donated. Activations are not included: they are gone "
-    "when an optimizer steps, and need room before that."
+_NOT_COUNTED = (
+    "Not counted: activations, which need memory during the forward and backward pass, and "
+    "whatever else your program keeps on the device. Leave room for them."
 )
-_DIVIDED = (
-    "Everything is divided evenly. What cannot be divided, such as norms, is whole on each device "
-    "and adds to that."
+_ESTIMATED = (
+    'Parameters, gradients and state follow from shapes. "step" is an estimate of the temporary '
+    "memory of the optimizer's step on a {platform}: `apply_fused` for the optimizers of this "
+    "library, `update` and `apply_updates` for Optax's, with parameters and state donated."
 )
-_PREALLOCATED = (
-    "JAX takes {percent:g} % of the memory here. XLA_PYTHON_CLIENT_MEM_FRACTION sets that where it "
-    "runs, and `--memory-fraction` here."
+_SHARDED = (
+    "Everything is sharded evenly. What cannot be sharded, such as norms, adds a little on each "
+    "device."
 )
+_SHARE = (
+    "JAX gives a program {percent:g} % of a GPU's memory ({source}). To change that, set "
+    "XLA_CLIENT_MEM_FRACTION where your program runs, and `--memory-fraction` here. CUDA and its "
+    "libraries need some hundreds of MiB of the rest."
+)
+_ROUNDING = "Optax's optimizers only round 16-bit parameters to nearest, and are shown so."
+_NEW_SHARE = (
+    "`--memory-fraction X` stands for XLA_CLIENT_MEM_FRACTION=X in the environment of your program."
+)
+_PAGED = "Paged optimizers of the other families need about as much of the device as the one named."
 
 
 def as_json(
-    name: str,
+    model: Model,
     setting: Setting,
     room: Room | None,
-    reports: Mapping[str, StateReport],
+    states: Mapping[str, State],
     footprints: Mapping[str, Footprint],
+    ways: Sequence[Way],
 ) -> dict:
-    """Everything, in bytes. What is not `per_device` is of the whole state, however divided."""
+    """Everything, in bytes. What is not `per_device` is of the whole state, however sharded."""
     return {
-        "model": name,
+        "model": model.name,
+        "remarks": list(model.remarks),
         "dtype": setting.dtype,
         "parameters": setting.parameters,
-        "grad_dtype": setting.grad_dtype,
+        "grad_dtype": setting.gradient_dtype,
         "master": setting.master,
+        "param_rounding": setting.param_rounding,
         "devices": setting.devices,
         "platform": setting.platform,
         "device_memory_bytes": None if room is None else room.size,
@@ -50,9 +62,9 @@ def as_json(
         "optimizers": [
             {
                 "name": key,
-                "state_bytes": reports[key].nbytes,
-                "bytes_per_parameter": reports[key].bytes_per_parameter,
-                "device_bytes": reports[key].by_memory_kind["device"],
+                "state_bytes": states[key].nbytes,
+                "bytes_per_parameter": states[key].nbytes / setting.parameters,
+                "device_bytes": states[key].device_bytes,
                 "per_device": {
                     "parameter_bytes": found.parameter_bytes,
                     "master_bytes": found.master_bytes,
@@ -66,109 +78,143 @@ def as_json(
             }
             for key, found in footprints.items()
         ],
+        "what_would_fit": [
+            {
+                "optimizer": way.optimizer,
+                "options": list(way.options),
+                "total_device_bytes": way.total_bytes,
+                "left_bytes": way.left_bytes,
+            }
+            for way in ways
+        ],
     }
 
 
 def state_table(
-    name: str, setting: Setting, rows: Sequence[OptimizerRow], reports: Mapping[str, StateReport]
+    model: Model, setting: Setting, rows: Sequence[OptimizerRow], states: Mapping[str, State]
 ) -> Table:
     """What the states weigh."""
-    reference = reports.get(_REFERENCE) or _footprint.report(OPTIMIZERS[_REFERENCE], setting)
-    table = Table(
-        f"Optimizer state for {name}: {setting.parameters:,} {setting.dtype} parameters",
-        ["optimizer", "bytes", "bytes/param", "GiB", "device GiB", "host GiB", "% of AdamW"],
+    reference = states.get(_REFERENCE) or _footprint.state(OPTIMIZERS[_REFERENCE], setting)
+    title = (
+        f"Optimizer state for {model.name}, in GiB, in bytes per parameter, and as a share of "
+        f"{_REFERENCE}'s",
+        f"{setting.parameters:,} {setting.dtype} parameters{_rounded(setting)}",
     )
+    names = ["optimizer", "B/param", "state", "device", "host", "% AdamW"]
+    table = Table(_lines(*title), names)
     for row in rows:
-        report = reports[row.name]
-        on_device = report.by_memory_kind["device"]
+        state = states[row.name]
         table.add(
             row.name,
-            f"{report.nbytes:,}",
-            f"{report.bytes_per_parameter:.3f}",
-            _gib(report.nbytes),
-            _gib(on_device),
-            _gib(report.nbytes - on_device),
-            f"{100 * report.nbytes / reference.nbytes:.0f}",
+            f"{state.nbytes / setting.parameters:.3f}",
+            *map(_gib, (state.nbytes, state.device_bytes, state.host_bytes)),
+            f"{100 * state.nbytes / reference.nbytes:.0f}",
             dimmed=not row.ours,
         )
     return table
 
 
 def training_table(
-    name: str,
+    model: Model,
     setting: Setting,
     room: Room | None,
     rows: Sequence[OptimizerRow],
     footprints: Mapping[str, Footprint],
 ) -> Table:
     """What a device holds at a step; with `room`, what is left of that."""
+    first = next(iter(footprints.values()))
     platform = setting.platform.upper()
     where = f"a {platform}" if setting.devices == 1 else f"each of {setting.devices:,} {platform}s"
-    copy = " and a float32 copy" if setting.master else ""
-    # Short, so that the table fits in 100 columns.
-    names = ["param GiB", "grad GiB", "state GiB", "step GiB", "total GiB", "host GiB"]
-    table = Table(
-        f"Memory of {where} for training {name}:\n{setting.parameters:,} {setting.dtype} parameters"
-        f"{copy}, {setting.grad_dtype} gradients",
-        ["optimizer", *names, *([] if room is None else ["left GiB"])],
-    )
+    title = [
+        f"Memory of {where} at an optimizer step for {model.name}, in GiB",
+        f"{_gib(first.parameter_bytes)} for {setting.parameters:,} {setting.dtype} parameters"
+        f"{_rounded(setting)}",
+    ]
+    if setting.master:
+        title.append(f"{_gib(first.master_bytes)} for their float32 copy")
+    title.append(f"{_gib(first.gradient_bytes)} for {setting.gradient_dtype} gradients")
+    if room is not None:
+        title.append(f"{_gib(room.taken)} for a program, of {room.asked}")
+    names = ["optimizer", "state", "step", "total", *([] if room is None else ["left"]), "host"]
+    table = Table(_lines(*title), names)
     for row in rows:
         found = footprints[row.name]
-        cells = [
-            found.parameter_bytes + found.master_bytes,
-            found.gradient_bytes,
-            found.state_bytes,
-            found.step_bytes,
-            found.total_bytes,
-            found.host_state_bytes,
-        ]
+        cells = [found.state_bytes, found.step_bytes, found.total_bytes]
         if room is not None:
             cells.append(room.taken - found.total_bytes)
+        cells.append(found.host_state_bytes)
         table.add(row.name, *map(_gib, cells), dimmed=not row.ours)
     return table
 
 
-def verdict(room: Room, setting: Setting, footprints: Mapping[str, Footprint]) -> str:
-    """Which optimizers fit; if none does, what would make the smallest one fit."""
+def verdict(room: Room, footprints: Mapping[str, Footprint]) -> str:
+    """Which optimizers fit."""
     fit = [name for name, found in footprints.items() if found.total_bytes <= room.taken]
-    rest = [name for name in footprints if name not in fit]
-    of = "" if room.fraction == 1 else f" of {room.asked}"
-    taken = room.asked if room.fraction == 1 else f"{_gib(room.taken)} GiB"
-    lines = [f"Fits in {taken}{of}, without activations: {', '.join(fit) or 'none'}."]
-    lines += [f"Does not fit: {', '.join(rest)}."] if rest else []
+    into = f"into {_gib(room.taken)} GiB"
     if not fit:
-        name = min(footprints, key=lambda name: footprints[name].total_bytes)
-        lines.append(_remedy(name, footprints[name], room, setting))
-    return "\n".join(textwrap.fill(line, columns()) for line in lines) + "\n"
+        return filled(f"None of them fits {into}, even without activations.")
+    return filled(
+        f"{len(fit)} of {len(footprints)} fit {into} without activations: {', '.join(fit)}."
+    )
 
 
-def _remedy(name: str, found: Footprint, room: Room, setting: Setting) -> str:
-    """What would make it fit."""
-    ways, needs = [], found.total_bytes
-    fraction = math.ceil(100 * needs / room.size) / 100
-    if fraction <= _MOST_OF_A_DEVICE:
-        ways.append(f"`--memory-fraction {fraction:g}`")
-    size = math.ceil(100 * needs / room.fraction / 2**30) / 100
-    ways.append(f"a device of {size:g}GiB")
-    if (left := room.taken - found.step_bytes) > 0:  # pages are as large on many devices
-        whole = setting.devices * (needs - found.step_bytes)
-        ways.append(f"`--devices {math.ceil(whole / left)}`")
-    if setting.dtype == "float32":
-        ways.append("`--dtype bfloat16`, which about halves parameters and gradients")
-    return f"The smallest, {name}, needs {_gib(needs)} GiB. To make room: {', or '.join(ways)}."
+def ways_table(ways: Sequence[Way]) -> Table:
+    """What would fit."""
+    title = "What would fit, with these options added or changed (total and left in GiB)"
+    table = Table(_lines(title), ["optimizer", "total", "left", "options"], left=("options",))
+    for way in ways:
+        options = " ".join(x for x in way.options if not x.startswith("--optimizer"))
+        table.add(
+            way.optimizer, _gib(way.total_bytes), _gib(way.left_bytes), options or "as they are"
+        )
+    return table
 
 
-_MOST_OF_A_DEVICE = 0.95  # the rest is for CUDA and its libraries
-
-
-def notes(setting: Setting, room: Room | None) -> str:
+def notes(
+    model: Model,
+    setting: Setting,
+    room: Room | None,
+    source: str,
+    ways: Sequence[Way],
+    names: Iterable[str],
+) -> str:
     """What the numbers of a training step are, and are not."""
-    notes = [_NOTE.format(platform=setting.platform.upper())]
+    notes = [*model.remarks]
+    if any("--memory-fraction" in option for way in ways for option in way.options):
+        notes.append(_NEW_SHARE)
+    families = {OPTIMIZERS[name].family for name in names}
+    if len(families) > 1 and any(way.optimizer.startswith("paged_") for way in ways):
+        notes.append(_PAGED)
+    notes += [_NOT_COUNTED, _ESTIMATED.format(platform=setting.platform.upper())]
+    if setting.param_rounding != "nearest":
+        notes.append(_ROUNDING)
     if setting.devices > 1:
-        notes.append(_DIVIDED)
+        notes.append(_SHARDED)
     if room is not None and setting.platform == "gpu":
-        notes.append(_PREALLOCATED.format(percent=100 * room.fraction))
-    return textwrap.fill(" ".join(notes), columns())
+        notes.append(_SHARE.format(percent=round(100 * room.fraction, 2), source=source))
+    return "\n".join(map(filled, notes))
+
+
+def remarks(model: Model) -> str:
+    """What is to be said of the model alone."""
+    return "\n".join(map(filled, model.remarks))
+
+
+def _rounded(setting: Setting) -> str:
+    is_nearest = setting.param_rounding == "nearest"
+    return "" if is_nearest else f", {setting.param_rounding} rounding"
+
+
+def _lines(*title: str) -> str:
+    return "\n".join(filled(line) for line in title)
+
+
+def filled(text: str) -> str:
+    """Lines that are good to read."""
+    return textwrap.fill(printable(text), min(columns(), _WIDTH))
+
+
+_WIDTH = 80
 
 
 def _gib(nbytes: int) -> str:

@@ -95,26 +95,33 @@ class MemoryOptions:
     """Options of `memory`.
 
     Attributes:
-      params: Number of parameters: 7e9, 7B or 124_439_808.
-      model: A known model. `--list` shows their names.
-      list: List the known models and their parameters.
+      model: A known name such as llama-8b (`--list` shows them), or the path of a Hugging Face
+        config.json, of a .safetensors file or its index, or of a folder with one of them. Only
+        shapes are read.
+      params: Number of parameters, for any other model: 7e9, 7B or 124_439_808.
+      list: List the known names, their parameters, and the model_types that a config can have.
       optimizer: Show this optimizer only. Can be given more than once.
       dtype: Dtype of the parameters.
-      json: Print JSON instead of a table.
+      param_rounding: How 16-bit parameters are written; compensated keeps one more byte for each.
+      json: Print JSON, in bytes, instead of tables in GiB.
       training: Show what a device holds during a training step.
       grad_dtype: Dtype of the gradients.
       master: Step a float32 copy of the parameters, next to those in `--dtype`.
       devices: Shard everything evenly across this many devices.
-      device_memory: Say which optimizers fit on a device with this much memory, such as 24GiB.
-      memory_fraction: Share of it that JAX takes (XLA_PYTHON_CLIENT_MEM_FRACTION).
+      device_memory: Show what fits on a device with this much memory, as `nvidia-smi` reports it:
+        24GiB, 81559MiB or 80GB. If nothing fits, show what would.
+      memory_fraction: Fraction of a GPU's memory that JAX gives a program.
       platform: Whose compiler to estimate the temporary memory of a step for.
     """
 
+    model: Annotated[str | None, Parameter(metavar="NAME|PATH")] = None
     params: Annotated[str | None, Parameter(metavar="N")] = None
-    model: Annotated[str | None, Parameter(metavar="NAME")] = None
     list: Flag = False
     optimizer: Annotated[tuple[str, ...], Parameter(metavar="NAME", show_default="all")] = ()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    param_rounding: Annotated[
+        Literal["nearest", "stochastic", "compensated"] | None, Parameter(show_default="nearest")
+    ] = None
     json: Flag = False
     training: Annotated[Flag, Parameter(group=_TRAINING)] = False
     grad_dtype: Annotated[
@@ -125,7 +132,12 @@ class MemoryOptions:
     devices: Annotated[int | None, Parameter(group=_TRAINING, show_default="1")] = None
     device_memory: Annotated[str | None, Parameter(group=_TRAINING, metavar="SIZE")] = None
     memory_fraction: Annotated[
-        str | None, Parameter(group=_TRAINING, metavar="X", show_default="0.75; cpu: 1")
+        str | None,
+        Parameter(
+            group=_TRAINING,
+            metavar="X",
+            show_default="what XLA_CLIENT_MEM_FRACTION says, or 0.75",
+        ),
     ] = None
     platform: Annotated[
         Literal["gpu", "cpu"] | None, Parameter(group=_TRAINING, show_default="gpu")

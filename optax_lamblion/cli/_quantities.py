@@ -35,13 +35,13 @@ def parse_bytes(given: str) -> int:
     return round(value)
 
 
-def parse_fraction(given: str) -> float:
-    """A part of a memory, above 0 and up to 1."""
+def parse_fraction(given: str, name: str = "--memory-fraction") -> float:
+    """A fraction of a memory, above 0 and up to 1; `name` says where it was given."""
     value = _number(given, {"": 1})
     if not 0 < value <= 1:
         raise CommandError(
-            f"`--memory-fraction {given}` is no part of a memory. Give a number above 0 and up to "
-            "1, such as `--memory-fraction 0.9`."
+            f"{given!r} of `{name}` is no fraction of a memory. Give a number above 0 and up to 1, "
+            "such as 0.9."
         )
     return value
 

@@ -134,6 +134,7 @@ def _decoder(
 
     def read(fields: Fields) -> Model:
         width, heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+        more: dict[str, Any] = {k: x(fields) if callable(x) else x for k, x in always.items()}
         shapes = architectures.llama(
             layers=fields.layers("num_hidden_layers"),
             width=width,
@@ -143,7 +144,7 @@ def _decoder(
             vocabulary=fields.size("vocab_size"),
             head_width=fields.head_width(width, heads, head_width),
             own_head=not fields.flag("tie_word_embeddings", not own_head),
-            **{key: x(fields) if callable(x) else x for key, x in always.items()},
+            **more,
         )
         return Model(shapes, class_name)
 

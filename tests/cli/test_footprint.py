@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optax_lamblion import StateOptions, apply_fused, state_sharding
+from optax_lamblion import StateOptions, apply_fused, state_report, state_sharding
 from optax_lamblion.cli import _footprint
 from optax_lamblion.cli._footprint import Setting
 from optax_lamblion.demo import shapes
@@ -25,18 +25,19 @@ SMALL = 2**14
 
 def claim(name, model=MODEL, **how):
     row, setting = OPTIMIZERS[name], Setting(model, **how)
-    return _footprint.footprint(row, setting, _footprint.report(row, setting))
+    return _footprint.footprint(row, setting, _footprint.state(row, setting))
 
 
-def optimizer(name):
+def optimizer(name, rounding="nearest"):
     row = OPTIMIZERS[name]
-    return row.factory(row.learning_rate, weight_decay=row.weight_decay)
+    more = {"options": StateOptions(param_rounding=rounding)} if row.ours else {}
+    return row.factory(row.learning_rate, weight_decay=row.weight_decay, **more)
 
 
 @functools.cache
-def compiled(name, dtype="float32", grad_dtype=None):
+def compiled(name, dtype="float32", grad_dtype=None, rounding="nearest"):
     """Bytes of arguments and of temporary memory of a donated step, as compiled for this CPU."""
-    tx = optimizer(name)
+    tx = optimizer(name, rounding)
 
     def step(params, grads, state):
         if OPTIMIZERS[name].ours:
@@ -61,6 +62,32 @@ def test_a_compiled_step_on_a_cpu_needs_what_is_claimed(name, dtype):
     # An estimate: LAMB has more or fewer partial sums, up to 0.27 of 4.27 bytes.
     assert found.step_bytes == pytest.approx(temporary, rel=0.07, abs=SMALL)
     assert found.total_bytes == pytest.approx(arguments + temporary, rel=0.03)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "compensated"])
+@pytest.mark.parametrize("name", [name for name in RESIDENT if OPTIMIZERS[name].ours])
+def test_rounding_parameters_needs_a_byte_if_it_is_compensated(name, rounding):
+    nearest, found = (
+        claim(name, dtype="bfloat16", param_rounding=x) for x in ("nearest", rounding)
+    )
+    # Leaves of fewer than 4096 elements have residuals, too.
+    assert found.state_bytes - nearest.state_bytes == (COUNT if rounding == "compensated" else 0)
+    found = claim(name, dtype="bfloat16", param_rounding=rounding, platform="cpu")
+    arguments, temporary = compiled(name, "bfloat16", None, rounding)
+    assert found.parameter_bytes + found.gradient_bytes + found.state_bytes == arguments
+    assert found.step_bytes == pytest.approx(temporary, rel=0.07, abs=SMALL)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_states_are_those_of_the_whole_model(name):
+    """`state` traces one parameter of each shape, and the real `init` all of them."""
+    model = MODEL | {f"{key} again": shape for key, shape in MODEL.items()} | {"scalar": ()}
+    row = OPTIMIZERS[name]
+    found = _footprint.state(row, Setting(model))
+    kinds = state_report(jax.eval_shape(optimizer(name).init, shapes.as_structs(model)))
+    assert found.device_bytes == kinds.by_memory_kind.pop("device")
+    assert found.nbytes == kinds.nbytes
+    assert bool(found.host_bytes) == name.startswith("paged_")
 
 
 @pytest.mark.parametrize("name", ["lion8bit", "optax.lion"])

@@ -27,6 +27,6 @@ def test_a_compiled_step_needs_what_memory_estimates(facts_for, name, dtype):
         {"w": cases.SHAPE}, dtype=DTYPES[dtype], grad_dtype=DTYPES[dtype], platform="gpu"
     )
     row = OPTIMIZERS[name]
-    found = _footprint.footprint(row, setting, _footprint.report(row, setting))
+    found = _footprint.footprint(row, setting, _footprint.state(row, setting))
     temporary = facts_for("h200")[f"{name}/{dtype}/{STEPS[name]}"]["facts"]["temp"]
     assert temporary == pytest.approx(found.step_bytes - SPARED.get((name, dtype), 0), abs=SMALL)
