@@ -162,7 +162,9 @@ def _step_bytes(row: OptimizerRow, setting: Setting, on_host: int) -> int:
         pages = min(pages, on_host * (1 if row.bits == 8 else 2))
     if setting.platform == "cpu":
         # XLA for CPUs may make something for all leaves before it uses any of it.
-        step = _per_parameter_on_cpu(row, itemsize) * setting.parameters
+        keeps = setting.param_rounding == "compensated" and itemsize < 4
+        per_parameter = _with_residuals_on_cpu if keeps and row.ours else _per_parameter_on_cpu
+        step = per_parameter(row, itemsize) * setting.parameters
     elif on_host:
         return pages  # which have room for all that a step needs
     else:
@@ -186,8 +188,18 @@ def _per_parameter_on_cpu(row: OptimizerRow, itemsize: int) -> float:
     return 12 * len(rule.slots) / StateOptions().block_size if row.bits == 8 else 0
 
 
+def _with_residuals_on_cpu(row: OptimizerRow, itemsize: int) -> float:
+    """The same with residuals, which XLA for CPUs computes from arrays in float32."""
+    if len(row.rule.slots) > 1:
+        return 6.67
+    return 2.7 if row.bits == 8 else 3
+
+
 def _leaves_on_gpu(row: OptimizerRow, itemsize: int) -> int:
-    """How many arrays of the size of the largest leaf, as compiled for an H200."""
+    """How many arrays of the size of the largest leaf, as compiled for an H200.
+
+    How parameters are rounded is taken to change nothing: that was compiled for 8-bit state only.
+    """
     rule = row.rule
     if not row.ours:
         return 0 if rule.form == "sign" else 1
