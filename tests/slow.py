@@ -34,7 +34,7 @@ SLOW = (
     "integrations/test_integrations.py::test_a_script",
     "hostile/test_hostile.py::test_a_long_program_is_stopped",
     "hostile/test_hostile.py::test_a_pipe_that_nobody_reads",
-    "notebooks/",
+    "notebooks/test_executed.py",
     "optimizers/test_letting_go.py::test_noisy_least_squares_end_as_in_float32[0.99]",
     "optimizers/test_letting_go.py::test_noisy_least_squares_end_as_in_float32[0.9999]",
     "optimizers/test_letting_go.py::test_l",
