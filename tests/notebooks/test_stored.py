@@ -93,7 +93,7 @@ def test_it_begins_with_its_only_title_and_what_one_learns(name):
 
 @every_notebook
 def test_a_result_is_shown_early(name):
-    """A table or a picture within the first two cells that do more than prepare."""
+    """A table or a picture, three cells after the setup at the latest."""
     ids = [cell.id for cell in code_cells(read(name))]
     cells = code_cells(read(name))[ids.index("style") + 1 :][:3]
     assert any(x.output_type != "stream" for cell in cells for x in cell.outputs)
