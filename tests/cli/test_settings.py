@@ -94,7 +94,7 @@ def test_settings_come_back_from_the_file_that_a_run_stores(tmp_path, given):
         ({"learning_rate": ["fast"]}, "--learning-rate fast.*--learning-rate 3e-4"),
         ({"learning_rate": ["-1e-3"]}, "0 or more"),
         ({"learning_rate": ["nan"]}, "0 or more"),
-        ({"learning_rate": ["optax.adamw=1e-3"]}, "names no optimizer of this run.*lion8bit"),
+        ({"learning_rate": ["paged_lion=1e-3"]}, "names no optimizer of this run.*lion8bit"),
         ({"weight_decay": ["=1"]}, "names no optimizer"),
         ({"param_rounding": ["nearest"]}, "16 bits. Add `--dtype bfloat16`"),
         ({"dtype": "float32", "param_rounding": ["stochastic"]}, "16 bits. Add `--dtype bfloat16`"),
