@@ -16,11 +16,13 @@ BLOCKS = re.findall(r"^```console\n\$ optax-lamblion (.*?)\n(.*?)^```$", TEXT, r
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """What the page's commands read: its own TOML file, and a checkpoint of bitsandbytes."""
+    """What the page's commands read: its own TOML and JSON, and a checkpoint of bitsandbytes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-    (settings,) = re.findall(r"^```toml\n(.*?)^```$", TEXT, re.M | re.S)
-    pathlib.Path("options.toml").write_text(settings, encoding="utf-8")
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION", raising=False)
+    for name, kind in {"options.toml": "toml", "config.json": "json"}.items():
+        (content,) = re.findall(rf"^```{kind}\n(.*?)^```$", TEXT, re.M | re.S)
+        pathlib.Path(name).write_text(content, encoding="utf-8")
     shutil.copy(loading.FOLDER / "lion8bit.safetensors", "optimizer.safetensors")
     pathlib.Path("names.txt").write_text("\n".join(loading.NAMES["lion8bit"]), encoding="utf-8")
 
