@@ -309,9 +309,12 @@ def test_a_run_does_not_overwrite_another(train, monkeypatch):
 
 
 @pytest.fixture
-def begun(tmp_path):
-    """The folder of a run that was killed before its first checkpoint."""
-    options = TrainOptions(steps=9, optimizers=("lion8bit", "lamb8bit"), learning_rate=("1e-3",))
+def begun(tmp_path, book):
+    """The folder of a tiny run that was killed before its first checkpoint."""
+    options = TrainOptions(
+        steps=9, optimizers=("lion8bit", "lamb8bit"), learning_rate=("1e-3",),
+        text=book, width=64, layers=1, heads=2, seq_len=16, batch_size=2,
+    )  # fmt: skip
     return _runs.create(tmp_path / "begun", read_settings(options))
 
 
@@ -323,7 +326,7 @@ def begun(tmp_path):
         (["--optimizers", "lion8bit"], "optimizers = ['lion8bit', 'lamb8bit']"),
         (["--learning-rate", "2e-3"], "learning_rate"),
         (["--learning-rate", "optax.lion=1"], "learning_rate"),
-        (["--text", "other.txt"], "text = None"),
+        (["--text", "other.txt"], "text = "),
         (["--dtype", "bfloat16"], "dtype = None, and now it is 'bfloat16'"),
         (["--output", "elsewhere"], "name two folders"),
     ],
@@ -336,7 +339,7 @@ def test_a_run_continues_with_its_own_settings_only(run_cli, begun, given, said)
 
 def test_options_that_say_the_same_are_no_contradiction(begun):
     options = TrainOptions(
-        steps=9, optimizers=("lion8bit,lamb8bit",), learning_rate=("lamb8bit=0.001",), width=128
+        steps=9, optimizers=("lion8bit,lamb8bit",), learning_rate=("lamb8bit=0.001",), width=64
     )
     assert _runs.stored_settings(begun, options).steps == 9
 
