@@ -2,16 +2,16 @@
 
 
 def main():
-    """A sparse posterior with 64 inducing points, whose covariance root is 64 by 64."""
+    """A sparse posterior with 64 inducing points, whose mean and covariance root are trained."""
     import gpjax as gpx
     import jax
     import jax.numpy as jnp
     import optax
 
-    from optax_lamblion import adamw8bit
+    from optax_lamblion import StateOptions, adamw8bit
     from tests.integrations.report import conclude
 
-    tx = adamw8bit(0.01, weight_decay=0.0)
+    tx = adamw8bit(0.01, weight_decay=0.0, options=StateOptions(min_8bit_size=64))
     states = []
 
     def update(grads, state, params=None):
