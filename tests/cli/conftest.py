@@ -7,6 +7,11 @@ from optax_lamblion.cli import main
 
 
 @pytest.fixture(autouse=True)
+def _no_width(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # tables in a pipe have no width then
+
+
+@pytest.fixture(autouse=True)
 def _usual_promotion():
     # The demo is a user's program: it runs Flax and `optax.lamb`, which promote like NumPy.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -21,7 +26,7 @@ def run_cli(capsys):
         capsys.readouterr()
         try:
             status = main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse's way to report wrong usage
+        except SystemExit as stop:  # how a parser reports wrong usage
             status = stop.code
         return status, *capsys.readouterr()
 

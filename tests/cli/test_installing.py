@@ -20,7 +20,7 @@ KNOWN = {
     canonicalize_name(Requirement(line).name)
     for lines in [PROJECT["dependencies"], *EXTRAS.values()]
     for line in lines
-} - {"optax-lamblion"}
+} - {"optax-lamblion"} | {"netket"}  # whose script is in tests/integrations
 SOURCES = [p for x in ("optax_lamblion", "pallas_kernels") for p in (ROOT / x).rglob("*.py")]
 PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
 
