@@ -15,15 +15,15 @@ from optax_lamblion._optimizers.fused import apply_fused
 
 
 class TrainState(train_state.TrainState):
-    """A Linen `TrainState` that writes new parameters in place of updates.
+    """A Linen `TrainState` whose step is `apply_fused`.
 
-    Use it where you would use `flax.training.train_state.TrainState`: make it with `create`, and
-    add fields in a subclass. A step is `apply_fused`, so that an optimizer of this package that
-    comes last in `tx` materialises no updates. Donate the train state,
-    `jax.jit(step, donate_argnums=0)`, and the step needs no second copy of it.
+    Use it in place of `flax.training.train_state.TrainState`: build it with `create`, and add
+    fields in a subclass. If the last transformation in `tx` is an optimizer of this package, a step
+    never materialises the updates. Donate the train state, `jax.jit(step, donate_argnums=0)`, and
+    the step needs no second copy of it.
 
-    Parameters in boxes (`nn.with_partitioning`) stay in them; their state is made of bare arrays.
-    The collection that gradients overwrite, of fp8 layers, is overwritten as in Flax.
+    Boxed parameters (`nn.with_partitioning`) stay boxed; their state consists of bare arrays. The
+    collection that gradients overwrite in fp8 layers is handled as in Flax.
 
     Examples:
       >>> from flax import linen as nn
@@ -47,12 +47,12 @@ class TrainState(train_state.TrainState):
 
         Args:
           apply_fn: Usually `model.apply`.
-          params: Parameters of the model.
+          params: The parameters of the model.
           tx: Any Optax transformation.
-          **fields: Those of a subclass.
+          **fields: The fields of a subclass.
 
         Raises:
-          TypeError: `tx` is no Optax transformation.
+          TypeError: `tx` is not an Optax transformation.
         """
         check_tx(tx)
         opt_state = tx.init(meta.unbox(_trained(params)))
@@ -64,10 +64,10 @@ class TrainState(train_state.TrainState):
         """The train state after a step.
 
         Args:
-          grads: Gradients, in the structure of `params`.
-          extra_args: `grad_scale`, by which gradients are multiplied (see `apply_fused`), and
-            whatever `tx.update` takes.
-          **fields: Other fields of the train state that are replaced, such as batch statistics.
+          grads: Gradients, with the structure of `params`.
+          extra_args: `grad_scale`, which multiplies the gradients (see `apply_fused`), and any
+            arguments of `tx.update`.
+          **fields: Other fields of the train state to replace, such as batch statistics.
         """
         boxed = _trained(self.params)
         params, opt_state = apply_fused(
@@ -84,10 +84,10 @@ class TrainState(train_state.TrainState):
         return self.replace(step=self.step + 1, params=params, opt_state=opt_state, **fields)
 
     def checkpoint(self) -> dict[str, Any]:
-        """Everything that training needs to resume, as a tree of arrays to be saved.
+        """A tree of arrays with everything that training needs to resume.
 
-        Nested dicts with strings for keys, one for every field: `"step"`, `"params"`,
-        `"opt_state"`, and those of a subclass. See `Optimizer.checkpoint`.
+        Nested dicts with string keys, one for every field: `"step"`, `"params"`, `"opt_state"`, and
+        those of a subclass. See `Optimizer.checkpoint`.
 
         Examples:
           >>> from flax import serialization
@@ -106,21 +106,22 @@ class TrainState(train_state.TrainState):
         return {name: getattr(self, name) for name in names}
 
     def restore(self, saved: Any, *, missing: str = "refuse") -> "TrainState":
-        """A train state that resumes from a checkpoint.
+        """Returns the train state of a checkpoint.
 
-        Training resumes bit for bit, in the layout, the memory and on the mesh of this one. See
-        `Optimizer.restore`. This train state may be one of shapes, from `jax.eval_shape`.
+        Training resumes bit for bit, in the layout and memory and on the mesh of this train state,
+        which may consist of shapes from `jax.eval_shape`. See `Optimizer.restore`.
 
         Args:
-          saved: What `checkpoint` returned, as Orbax or `flax.serialization` gives it back.
-          missing: `"fresh"` keeps what was not saved, or in another shape.
+          saved: The tree that `checkpoint` returned, as restored by Orbax or `flax.serialization`.
+          missing: `"fresh"` keeps this train state's values for whatever was not saved, or with
+            another shape.
 
         Raises:
-          ValueError: The checkpoint is of another model or of another kind of optimizer; the
-            message names the leaf. See `convert_state`.
+          ValueError: The checkpoint is of another model or another kind of optimizer; the message
+            names the leaf. See `convert_state`.
 
         Warns:
-          UserWarning: With `missing="fresh"`, what was kept and what was left behind.
+          UserWarning: With `missing="fresh"`, what was kept and what was dropped.
         """
         own = self._saved()
         check_saved(saved, own)

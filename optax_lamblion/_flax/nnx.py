@@ -22,36 +22,35 @@ from optax_lamblion._state.sharding import state_sharding
 
 
 class Optimizer(nnx.Optimizer):
-    r"""An `nnx.Optimizer` that writes new parameters in place of updates.
+    """An `nnx.Optimizer` whose step is `apply_fused`.
 
-    Use it where you would use `nnx.Optimizer`, with any Optax transformation. A step is
-    `apply_fused`: an optimizer of this package that comes last in `tx` writes the parameters
-    itself, so that no tensor of updates is materialised. Donate model and optimizer,
-    `nnx.jit(step, donate_argnums=(0, 1))`, and the step needs no second copy of either.
+    Use it in place of `nnx.Optimizer`, with any Optax transformation. If the last transformation in
+    `tx` is an optimizer of this package, it writes the parameters itself and never materialises the
+    updates. Donate model and optimizer, `nnx.jit(step, donate_argnums=(0, 1))`, and the step needs
+    no second copy of either.
 
-    .. math::
-      (\theta, s) \leftarrow \text{apply\_fused}(tx, \theta, \nabla L(\theta), s)
-
-    The state is made of bare arrays, without the metadata of the model's variables. That is why
-    annotated models (`nnx.with_partitioning`) work: 8-bit state has scales in another shape than
-    the parameter, and paged state is in another memory. The state goes where `state_sharding` says.
+    The state consists of bare arrays, without the metadata of the model's variables. This makes
+    annotated models (`nnx.with_partitioning`) work, because the scales of 8-bit state have another
+    shape than the parameter, and paged state is in another memory. The state is placed according to
+    `state_sharding`.
 
     Args:
       model: An NNX module.
       tx: Any Optax transformation, such as `lion8bit(1e-4)` or an `optax.chain`.
-      wrt: Which variables are trained, as a filter of NNX: `nnx.Param`, or `nnx.LoRAParam` for
-        adapters. Required. Take gradients with respect to the same ones:
-        `nnx.grad(loss, argnums=nnx.DiffState(0, wrt))`, if they are not all of `nnx.Param`.
-      graph: As in `nnx.Optimizer`: None takes the mode of the context.
+      wrt: The variables to train, as an NNX filter: `nnx.Param`, or `nnx.LoRAParam` for adapters.
+        Required. Unless it is `nnx.Param`, take gradients with respect to the same variables:
+        `nnx.grad(loss, argnums=nnx.DiffState(0, wrt))`.
+      graph: As in `nnx.Optimizer`; None uses the mode of the context.
 
     Attributes:
       step: The number of steps, a variable.
       tx: The transformation.
-      opt_state: The state of `tx`, in variables. `nnx.as_pure(optimizer.opt_state)` is the state
-        as every other function of this package takes it.
+      opt_state: The state of `tx`, in variables. `nnx.as_pure(optimizer.opt_state)` returns it in
+        the form that all other functions of this package take.
 
     Raises:
-      TypeError: `wrt` is missing, `tx` is no Optax transformation, or `model` is a Linen module.
+      TypeError: `wrt` is missing, `tx` is not an Optax transformation, or `model` is a Linen
+        module.
       ValueError: The model has no variables that `wrt` selects.
 
     Examples:
@@ -85,18 +84,18 @@ class Optimizer(nnx.Optimizer):
         self.tx = tx
 
     def update(self, model: Any, grads: Any, /, **extra_args: Any) -> None:
-        """Makes a step: writes the parameters of the model and the state of the optimizer.
+        """Takes a step: updates the parameters of the model and the state of the optimizer.
 
-        Unlike `nnx.Optimizer.update` it returns nothing, because there are no updates.
+        Unlike `nnx.Optimizer.update`, it has no updates to return.
 
         Args:
           model: The model.
-          grads: Gradients, as `nnx.grad` returns them.
-          **extra_args: `grad_scale`, by which gradients are multiplied (see `apply_fused`), and
-            whatever `tx.update` takes.
+          grads: Gradients, as returned by `nnx.grad`.
+          **extra_args: `grad_scale`, which multiplies the gradients (see `apply_fused`), and any
+            arguments of `tx.update`.
 
         Raises:
-          ValueError: The gradients are not of the parameters that `wrt` selects.
+          ValueError: The gradients don't match the parameters that `wrt` selects.
         """
         params, grads = (_arrays(x, self.wrt, self.graph) for x in (model, grads))
         check_grads(params, grads)
@@ -106,18 +105,18 @@ class Optimizer(nnx.Optimizer):
         self._set(self.step[...] + 1, state)
 
     def checkpoint(self, model: Any, *, only: Any = ...) -> dict[str, Any]:
-        """Everything that training needs to resume, as a tree of arrays to be saved.
+        """A tree of arrays with everything that training needs to resume.
 
-        Nested dicts with strings for keys: `"model"` has all variables of the model, random keys
-        as their data, `"opt_state"` and `"step"` those of the optimizer. Orbax and
-        `flax.serialization` save it as it is. The arrays are the ones in use and not copies, so
-        save them before a step that donates them. The same tree tells Orbax what to restore, and
-        where to: `checkpointer.restore(path, optimizer.checkpoint(model))`.
+        Nested dicts with string keys: `"model"` contains all variables of the model (random keys as
+        their data), `"opt_state"` and `"step"` those of the optimizer. Orbax and
+        `flax.serialization` can save it. The arrays are the ones in use, not copies, so save them
+        before a step donates them. The same tree is Orbax's target for restoring:
+        `checkpointer.restore(path, optimizer.checkpoint(model))`.
 
         Args:
           model: The model.
-          only: Which of its variables to include, as a filter of NNX; all of them by default. With
-            `nnx.LoRAParam` a checkpoint has the adapters, and not the base model.
+          only: The variables to include, as an NNX filter; all of them by default. With
+            `nnx.LoRAParam`, a checkpoint contains the adapters but not the base model.
 
         Returns:
           `{"model": ..., "opt_state": ..., "step": ...}`.
@@ -133,26 +132,27 @@ class Optimizer(nnx.Optimizer):
         return {name: as_dicts(x) for name, x in self._saved(model, only).items()}
 
     def restore(self, model: Any, saved: Any, *, only: Any = ..., missing: str = "refuse") -> None:
-        """Writes a checkpoint into the model and this optimizer, which resume from it.
+        """Restores a checkpoint into the model and this optimizer.
 
-        Training resumes bit for bit, in the same process or another one. The state ends up in the
-        layout of this optimizer and where it keeps it, whatever saved it: other bits and block
-        sizes are converted, shards go to the mesh of the model, paged state to host memory. If
-        anything is wrong, nothing has been written.
+        Training resumes bit for bit, in the same process or another one. The state is converted to
+        the layout of this optimizer if necessary (bit width, block size, codec), and placed where
+        the optimizer keeps it: on the mesh of the model, in host memory if it is paged. If
+        anything is wrong, nothing is written.
 
         Args:
-          model: The model, of which every variable is written.
-          saved: What `checkpoint` returned, as Orbax or `flax.serialization` gives it back.
-          only: The filter that `checkpoint` got. Other variables stay as they are.
-          missing: What becomes of variables that were not saved, or in another shape, as of a new
-            head: `"refuse"` raises, `"fresh"` keeps them, and starts their moments at zero.
+          model: The model, whose variables are all overwritten.
+          saved: The tree that `checkpoint` returned, as restored by Orbax or `flax.serialization`.
+          only: The filter that was passed to `checkpoint`. Other variables stay unchanged.
+          missing: What to do about variables that were not saved, or with another shape, such as
+            those of a new head. `"refuse"` raises. `"fresh"` keeps the model's own values, and
+            starts their moments at zero.
 
         Raises:
-          ValueError: The checkpoint is of another model or of another kind of optimizer; the
-            message names the leaf. See `convert_state`.
+          ValueError: The checkpoint is of another model or another kind of optimizer; the message
+            names the leaf. See `convert_state`.
 
         Warns:
-          UserWarning: With `missing="fresh"`, what was kept and what was left behind.
+          UserWarning: With `missing="fresh"`, what was kept and what was dropped.
         """
         own = self._saved(model, only)
         check_saved(saved, own)
@@ -179,16 +179,16 @@ class Optimizer(nnx.Optimizer):
 
 
 def shardings(node: Any) -> nnx.StateSharding:
-    """Where the arrays of a module or an optimizer are, for the `in_shardings` of `nnx.jit`.
+    """The shardings of the arrays of a module or an optimizer, for `in_shardings` of `nnx.jit`.
 
-    On a mesh with Auto axes XLA chooses where the results of a step go. With these, it puts the
-    parameters and the state back to where they were, so that it can always write over them.
+    On a mesh with Auto axes, XLA chooses where the results of a step go. With these shardings, it
+    returns the parameters and the state to their places, so that they can be updated in place.
 
     Args:
-      node: A module or an optimizer whose arrays are in place already.
+      node: A module or an optimizer whose arrays are already placed.
 
     Returns:
-      What `in_shardings` takes for that argument.
+      The value of `in_shardings` for that argument.
 
     Examples:
       >>> from flax import nnx
