@@ -85,7 +85,9 @@ def test_the_examples_of_a_page_run_and_print_what_it_says(page, capsys, tmp_pat
 
 # --- Names ---------------------------------------------------------------------------------------
 
-DOCUMENTS = re.compile(r"^\.\. (?:autofunction|autoclass|py:data):: (\w+)(?:\(.*\))?$", re.MULTILINE)
+DOCUMENTS = re.compile(
+    r"^\.\. (?:autofunction|autoclass|py:data):: (\w+)(?:\(.*\))?$", re.MULTILINE
+)
 
 
 def documented(module):
