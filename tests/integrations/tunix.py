@@ -2,10 +2,11 @@
 
 
 def main():
-    """Learns to count modulo 64."""
+    """Learns to count modulo 64, and then, by adapters, to count by threes."""
     import tempfile
 
     import jax
+    import jax.numpy as jnp
     import numpy as np
     import optax
     import orbax.checkpoint as ocp
@@ -22,10 +23,10 @@ def main():
         num_kv_heads=2, rope_theta=10_000, norm_eps=1e-5,
     )  # fmt: skip
 
-    def batches():
+    def batches(stride):
         for seed in range(100):
             start = np.random.default_rng(seed).integers(0, 64, (8, 1))
-            tokens = ((start + np.arange(16)) % 64).astype(np.int32)
+            tokens = ((start + stride * np.arange(16)) % 64).astype(np.int32)
             yield peft_trainer.TrainingInput(
                 input_tokens=tokens, input_mask=np.ones_like(tokens, bool)
             )
@@ -38,13 +39,15 @@ def main():
             attention_mask=utils.make_causal_attn_mask(example.input_mask),
         )
 
-    def train(learning_rate, steps, *, lora=False, folder=None, options=None):
-        model = Llama3(config, rngs=nnx.Rngs(0))
-        if lora:
-            where = qwix.LoraProvider(module_path=".*(gate|up|down)_proj", rank=16, alpha=16.0)
-            model = qwix.apply_lora_to_model(
-                model, where, rngs=nnx.Rngs(1), **model.get_model_input()
-            )
+    def train(learning_rate, steps, *, base=None, folder=None, options=None):
+        """Trains a fresh model; or adapters of a trained one, for another stride."""
+        model, stride = Llama3(config, rngs=nnx.Rngs(0)), 1
+        if base is not None:
+            nnx.update(model, jax.tree.map(jnp.copy, nnx.state(base)))
+            where = qwix.LoraProvider(module_path=".*(q|kv|gate|up|down)_proj", rank=16, alpha=16.0)
+            inputs_of_model = model.get_model_input()
+            model = qwix.apply_lora_to_model(model, where, rngs=nnx.Rngs(1), **inputs_of_model)
+            stride = 3
         tx = optax.chain(clip_by_global_norm(1.0), adamw8bit(learning_rate, options=options))
         trainer = peft_trainer.PeftTrainer(
             model,
@@ -56,7 +59,7 @@ def main():
                 checkpointing_options=ocp.CheckpointManagerOptions(save_interval_steps=5),
             ),
         ).with_gen_model_input_fn(inputs)
-        trainer.train(batches())
+        trainer.train(batches(stride))
         losses = trainer.metrics_logger.get_metric_history("", "loss", "train")
         return trainer, float(losses[0]), float(losses[-1])
 
@@ -65,7 +68,8 @@ def main():
     conclude("Tunix, all weights", first, last, nnx.as_pure(trainer.optimizer.opt_state))
 
     small = StateOptions(min_8bit_size=256)  # adapters are small
-    adapted, first, last = train(3e-2, 20, lora=True, options=small)
+    adapted, first, last = train(3e-2, 60, base=trainer.model, options=small)
+    assert last < 0.95 * first, (first, last)
     conclude("Tunix, LoRA", first, last, nnx.as_pure(adapted.optimizer.opt_state))
 
     with tempfile.TemporaryDirectory() as folder:
