@@ -30,12 +30,12 @@ STOCHASTIC = "bfloat16 stochastic"
 NEAREST = "bfloat16 nearest"
 WAYS = (FLOAT32, COMPENSATED, STOCHASTIC, NEAREST)
 _ALT = (
-    "Held-out loss by step with parameters kept in each way, at the learning rate and at a tenth "
-    "of it; and how far each way ends above float32, beside the noise of seeds"
+    "Held-out loss by step for each way to round the parameters, at the learning rate and at a "
+    "tenth of it; and how far each way ends above float32, next to the noise of seeds"
 )
 _HALVED = {
     FLOAT32: "float32, rounded to bfloat16 at the end",
-    COMPENSATED: "bfloat16 compensated, its bfloat16 alone",
+    COMPENSATED: "bfloat16 compensated, without the residuals",
 }
 LOOKS = {
     FLOAT32: dict(color=PALE_GREY, linewidth=5),
@@ -102,9 +102,9 @@ def markdown(results):
     about = next(iter(results.values()))
     parts = [
         f"{about['task']}, {about['parameters']:,} parameters, {about['steps']} steps, "
-        f"{len(Trainings(about).seeds)} seeds: the mean of the held-out losses, and beside it how "
-        "much they are above those of float32 parameters with the same seed, from the least to the "
-        "most."
+        f"{len(Trainings(about).seeds)} seeds. Each cell shows the mean held-out loss; the column "
+        "next to it shows how far single seeds end above float32 parameters with the same seed, "
+        "from the least to the most."
     ]
     parts += [_table(name, Trainings(found)) for name, found in results.items()]
     parts.append(f"![{_ALT}]({PLOT.name})")
