@@ -187,6 +187,8 @@ SLOW = (
 """Beginnings of what tests are called, from this folder on; `*` is anything."""
 
 LONG = (
+    # As killed three times, only more often.
+    "cli/test_train.py::test_a_run_that_is_killed_ends_as_one_that_never_was[10]",
     # A sum over shards, in every memory and number of bits; and steps on one more kind of mesh.
     "optimizers/test_skipped.py::test_shards_of_a_leaf_add_up[lamb8bit-explicit",
     "optimizers/test_skipped.py::test_shards_of_a_leaf_add_up[lamb32bit",
