@@ -398,7 +398,8 @@ def test_a_run_that_is_killed_ends_as_one_that_never_was(kills, book, tmp_path):
         return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    words = ["--text", book, *TINY, "--steps", str(9 * kills), "--optimizers", "lion8bit,paged_lamb8bit"]
+    words = ["--text", book, *TINY, "--steps", 9 * kills]
+    words += ["--optimizers", "lion8bit,paged_lamb8bit"]
     start = ["train", *map(str, words), "--output"]
     assert run("-m", "optax_lamblion", *start, str(whole)) == 0
     rng, steps = random.Random(0), []
