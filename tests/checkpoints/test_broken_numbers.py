@@ -23,7 +23,7 @@ from tests.variants import small_pages
 
 SLOTS = ("mu", "nu", "nu_max")
 VALUES = {"NaN": np.nan, "infinite": np.inf, "minus infinity": -np.inf, "negative": -1.0}
-REMEDY = ["damaged", "earlier checkpoint", "zeros for all of its moments and scales"]
+REMEDY = ["damaged", "earlier checkpoint", "all of its moments and scales to zero"]
 OURS = {
     "resident": lamb8bit(amsgrad=True),
     "paged": paged_lamb8bit(amsgrad=True, options=small_pages()),
@@ -132,7 +132,7 @@ def test_the_way_of_restoring_that_is_documented(value, tmp_path):
 
 
 def test_a_leaf_that_begins_anew_is_welcome():
-    """As the message says: zeros for all of its moments and scales."""
+    """As the message says: all of its moments and scales to zero."""
     tx, p = lamb8bit(), problem.params()
     state = problem.filled(tx.init(p))
     broken = with_number(state, "nu_absmax", "rows", np.nan)
