@@ -189,6 +189,7 @@ SLOW = (
 LONG = (
     # As killed three times, only more often.
     "cli/test_train.py::test_a_run_that_is_killed_ends_as_one_that_never_was[10]",
+    "cli/test_train.py::test_parameters_of_16_bits_go_on_in_another_process",
     # A sum over shards, in every memory and number of bits; and steps on one more kind of mesh.
     "optimizers/test_skipped.py::test_shards_of_a_leaf_add_up[lamb8bit-explicit",
     "optimizers/test_skipped.py::test_shards_of_a_leaf_add_up[lamb32bit",

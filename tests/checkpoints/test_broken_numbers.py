@@ -132,7 +132,7 @@ def test_the_way_of_restoring_that_is_documented(value, tmp_path):
 
 
 def test_a_leaf_that_begins_anew_is_welcome():
-    """As the message says: all of its moments and scales to zero."""
+    """As the message says: set all of its moments and scales to zero."""
     tx, p = lamb8bit(), problem.params()
     state = problem.filled(tx.init(p))
     broken = with_number(state, "nu_absmax", "rows", np.nan)

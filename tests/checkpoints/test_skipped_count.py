@@ -89,7 +89,7 @@ def test_a_count_that_has_no_place_is_refused_until_it_is_left_behind():
         lambda: restore_target(lion8bit(), p, state),
         lambda: restore_target(lion8bit(), p, state, convert=True),
     ):
-        check(refuse, ValueError, ["'skipped'", "no place", "leave the leaf out"])
+        check(refuse, ValueError, ["'skipped'", "no place", "remove the leaf"])
     left = convert_state(state._replace(skipped=None), p, lion8bit())
     assert problem.bits(left) == problem.bits(state._replace(skipped=None))
 
