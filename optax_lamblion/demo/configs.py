@@ -62,18 +62,18 @@ class Fields:
 
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
-        value = self._config.get(name)
-        value = default if value is None else value
-        if not isinstance(value, bool):
-            raise ValueError(f"`{name}` of this config must be true or false, got {value!r}.")
-        return value
+        return self._typed(name, default, "true or false")
 
     def word(self, name: str, default: str) -> str:
         """A text."""
+        return self._typed(name, default, "a text")
+
+    def _typed[T](self, name: str, default: T, what: str) -> T:
+        """A value of the type of `default`, which a missing field and null mean."""
         value = self._config.get(name)
         value = default if value is None else value
-        if not isinstance(value, str):
-            raise ValueError(f"`{name}` of this config must be a text, got {value!r}.")
+        if not isinstance(value, type(default)):
+            raise ValueError(f"`{name}` of this config must be {what}, got {value!r}.")
         return value
 
     def refuse_unless(self, name: str, *usual: Any) -> None:
