@@ -101,22 +101,41 @@ def _normalized(x, scale):
 # --------------------------------------------------------------------------------------- power
 
 
-def _cube_root(y):
-    """The cube root of `y >= 0`, 0.04 to 0.36 % too large, without a division.
+# Roots by arithmetic on exponents: a first guess r of the inverse root, then a polynomial of what is
+# left of y, which is a power of r times y and near to a constant. That takes a CPU no division and
+# no root. They err to one side, by what `_cubes` and `_eighth_powers` can take.
 
-    That it errs to one side, and by less than half a rung in 127, is what `_climb_cubes` needs.
-    Exponent arithmetic on the bits gives the inverse root to 3.5 %, one Newton step the rest; its
-    constants are fitted, as Newton's own would leave an error to the other side.
-    """
+
+def _cube_root(y, top):
+    """`top` times the cube root of `y` from 0 to 1, 1e-5 to 1.7e-4 of it too large."""
     # In the mantissa of 2**23 + x stands x, here the exponent arithmetic's result in units of 2**8.
     bits = y.view(jnp.int32).astype(jnp.float32) * (2.0**-8 / 3)
-    r = ((2.0**23 + _CBRT_MAGIC * 2.0**-8 - bits).view(jnp.int32) << 8).view(jnp.float32)
-    r = r * (_CBRT_A - _CBRT_B * (((y * r) * r) * r))  # this order keeps y = 0 finite
-    return (y * r) * r * 1.002
+    r = ((2.0**23 + _CUBE_ROOT_GUESS * 2.0**-8 - bits).view(jnp.int32) << 8).view(jnp.float32)
+    z = (y * r) * r  # this order keeps y = 0 finite
+    return z * _polynomial(z * r, _CUBE_ROOT, top)
 
 
-_CBRT_MAGIC = 0x548E0000
-_CBRT_A, _CBRT_B = 1.48580509, 0.51277594
+def _eighth_root(y, top):
+    """`top` times the eighth root of `y` from 0 to 1, 1e-5 to 6e-4 of it too large."""
+    r = (_EIGHTH_ROOT_GUESS - (y.view(jnp.int32) >> 3)).view(jnp.float32)
+    square = r * r
+    z = y * ((square * square) * (square * r))
+    return z * _polynomial(z * r, _EIGHTH_ROOT, top)
+
+
+def _polynomial(x, coefficients, factor):
+    """`factor` times a polynomial; the coefficient of the highest power comes first."""
+    first, *others = (factor * x for x in coefficients)
+    for y in others:
+        first = first * x + y
+    return first
+
+
+_CUBE_ROOT_GUESS = 0x548E0000
+_CUBE_ROOT = (1.313934284, -3.049283295, 2.759305093)
+_EIGHTH_ROOT_GUESS = 0x47780000
+_EIGHTH_ROOT = (-0.062182278, 0.490340489, -1.453123095, 1.987617381)
+"""Fitted to `c**(-2/3)` and `c**(-7/8)`, by the largest relative error."""
 
 
 def power(signed, exponent, name="power"):
@@ -171,15 +190,17 @@ def _cubes(top):
 
     def prepare(absmax, u):
         scale = inverse(absmax)
-        return (scale,) if is_nearest(u) else (scale, 0.5 - u)
+        return (scale,) if is_nearest(u) else (scale, *bend(u))
 
-    def climb(y, least, offset=0.0):
+    def bend(u):
+        rest = unit * (1 - u)
+        return 0.5 - u, 3 * rest, rest
+
+    def climb(y, least, offset=0.0, slope=bend(0.5)[1], rest=bend(0.5)[2]):
         # The rung that goes by the root alone is the right one or the one above it, because the
         # root is taken too large, and a share of the gap between two cubes lies above the cube of
         # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
-        rung = round_to(top * _cube_root(y) + offset)
-        rest = unit * offset + 0.5 * unit  # of u
-        slope = 3 * rest
+        rung = round_to(_cube_root(y, top) + offset)
         turn = ((unit * rung - slope) * rung + slope) * rung - rest
         return _bounded(jnp.where(y <= turn, rung - 1, rung), least, top)
 
@@ -187,14 +208,17 @@ def _cubes(top):
 
 
 def _eighth_powers(top):
-    def climb(y, least, u=NEAREST):
-        # Of a `y` that lies on a rung but for rounding errors, the rung below it leads there, too.
-        rung = floor_to(top * jnp.sqrt(jnp.sqrt(jnp.sqrt(y))))
-        rung = _bounded(rung, least, top - 1)
-        low, high = (rung * (1 / top)) ** 8, ((rung + 1) * (1 / top)) ** 8
-        return jnp.where(y > low + u * (high - low), rung + 1, rung)
+    def prepare(absmax, u):
+        return (inverse(absmax),) if is_nearest(u) else (inverse(absmax), 0.5 - u, u)
 
-    return _scale_and_u, climb
+    def climb(y, least, offset=0.0, u=NEAREST):
+        # As with cubes.
+        rung = round_to(_eighth_root(y, top) + offset)
+        low, high = ((rung - 1) * (1 / top)) ** 8, (rung * (1 / top)) ** 8
+        rung = jnp.where(y <= low + u * (high - low), rung - 1, rung)
+        return jnp.clip(rung, least, top)
+
+    return prepare, climb
 
 
 # ------------------------------------------------------------------------------------- dynamic
