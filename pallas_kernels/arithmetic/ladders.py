@@ -101,9 +101,9 @@ def _normalized(x, scale):
 # --------------------------------------------------------------------------------------- power
 
 
-# Roots by arithmetic on exponents: a first guess r of the inverse root, then a polynomial of what is
-# left of y, which is a power of r times y and near to a constant. That takes a CPU no division and
-# no root. They err to one side, by what `_cubes` and `_eighth_powers` can take.
+# Roots by arithmetic on exponents: a first guess r of the inverse root, and a polynomial of y times
+# a power of r, which is nearly constant. They take a CPU no division and no square root. Errors
+# are to one side, and as large as `_cubes` and `_eighth_powers` allow.
 
 
 def _cube_root(y, top):
@@ -136,6 +136,8 @@ _CUBE_ROOT = (1.313934284, -3.049283295, 2.759305093)
 _EIGHTH_ROOT_GUESS = 0x47780000
 _EIGHTH_ROOT = (-0.062182278, 0.490340489, -1.453123095, 1.987617381)
 """Fitted to `c**(-2/3)` and `c**(-7/8)`, by the largest relative error."""
+_LEAST_U = 2.0**-14
+"""Above the top, the next rung begins at this share of a gap, which is 1e-6 of the top or more."""
 
 
 def power(signed, exponent, name="power"):
@@ -193,30 +195,32 @@ def _cubes(top):
         return (scale,) if is_nearest(u) else (scale, *bend(u))
 
     def bend(u):
-        rest = unit * (1 - u)
+        # For the largest value of a block, rounding errors are not to lead above the top.
+        rest = unit * (1 - (u if is_nearest(u) else jnp.maximum(u, _LEAST_U)))
         return 0.5 - u, 3 * rest, rest
 
-    def climb(y, least, offset=0.0, slope=bend(0.5)[1], rest=bend(0.5)[2]):
+    def climb(y, least, offset=0.0, slope=1.5 * unit, rest=0.5 * unit):
         # The rung that goes by the root alone is the right one or the one above it, because the
         # root is taken too large, and a share of the gap between two cubes lies above the cube of
         # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
-        rung = round_to(_cube_root(y, top) + offset)
+        rung = jnp.round(_cube_root(y, top) + offset)
         turn = ((unit * rung - slope) * rung + slope) * rung - rest
-        return _bounded(jnp.where(y <= turn, rung - 1, rung), least, top)
+        rung = jnp.where(y <= turn, rung - 1, rung)
+        return rung if isinstance(least, float) else jnp.maximum(rung, least)
 
     return prepare, climb
 
 
 def _eighth_powers(top):
     def prepare(absmax, u):
-        return (inverse(absmax),) if is_nearest(u) else (inverse(absmax), 0.5 - u, u)
+        scale = inverse(absmax)
+        return (scale,) if is_nearest(u) else (scale, 0.5 - u, jnp.maximum(u, _LEAST_U))
 
     def climb(y, least, offset=0.0, u=NEAREST):
         # As with cubes.
-        rung = round_to(_eighth_root(y, top) + offset)
+        rung = jnp.round(_eighth_root(y, top) + offset)
         low, high = ((rung - 1) * (1 / top)) ** 8, (rung * (1 / top)) ** 8
-        rung = jnp.where(y <= low + u * (high - low), rung - 1, rung)
-        return jnp.clip(rung, least, top)
+        return jnp.maximum(jnp.where(y <= low + u * (high - low), rung - 1, rung), least)
 
     return prepare, climb
 
