@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BLOCK_SIZES = tuple(2**k for k in range(5, 13))
 
@@ -35,43 +36,60 @@ def absmax_shape(shape: Sequence[int], block_size: int | None) -> tuple[int, ...
     return (-(-size // block_size),)
 
 
-def block_reduce(x, block_size, reduce):
-    """Reduces every block of `x` to one value, in `absmax_shape`, by `reduce(x, axis)`."""
+def block_absmax(xs, block_size):
+    """The largest magnitude of every block of arrays of one shape: a tuple, float32.
+
+    Each is in `absmax_shape`. What the arrays are computed from is read once for all of them.
+    """
+    # Non-negative floats order as their bits do. XLA's CPU compiler hands a maximum of floats to a
+    # library, from a copy in memory; one of integers it fuses with what computes the numbers.
+    bits = [jnp.abs(x.astype(jnp.float32)).view(jnp.int32) for x in xs]
+    return tuple(x.view(jnp.float32) for x in _block_maxima(bits, block_size))
+
+
+def _block_maxima(xs, block_size):
+    shape, size = xs[0].shape, xs[0].size
     if block_size is None:
-        if not x.size:
-            return x.reshape(0)
-        return reduce(_in_two_steps(block_reduce(x.reshape(-1), 256, reduce)), 0)[None]
-    shape = absmax_shape(x.shape, block_size)
-    if x.shape and x.shape[-1] % block_size == 0:
-        return _reduce_rows(x.reshape(*shape, block_size), reduce)
-    x = x.reshape(-1)
-    whole = x.size // block_size * block_size
-    blocks = _reduce_rows(x[:whole].reshape(-1, block_size), reduce)
-    if whole == x.size:
+        if not size:
+            return [x.reshape(0) for x in xs]
+        parts = _in_two_steps(_block_maxima([x.reshape(-1) for x in xs], 256))
+        return [jnp.max(x)[None] for x in parts]
+    if shape and shape[-1] % block_size == 0:
+        return _row_maxima([x.reshape(*absmax_shape(shape, block_size), block_size) for x in xs])
+    xs = [x.reshape(-1) for x in xs]
+    whole = size // block_size * block_size
+    blocks = _row_maxima([x[:whole].reshape(-1, block_size) for x in xs])
+    if whole == size:
         return blocks
-    return jnp.concatenate([blocks, reduce(x[whole:], 0)[None]])
+    rests = (jnp.max(x[whole:])[None] for x in xs)
+    return [jnp.concatenate(pair) for pair in zip(blocks, rests, strict=True)]
 
 
-def _reduce_rows(x, reduce):
+def _row_maxima(xs):
     # Eight numbers in each of 32 lanes, then across the lanes: XLA's CPU compiler vectorises this
-    # and fuses it with what computes `x`. Other shapes it does number by number.
-    *lead, n = x.shape
+    # and fuses it with what computes the numbers. Other shapes it does number by number.
+    *lead, n = xs[0].shape
     if n > 256:
-        x = _in_two_steps(_reduce_rows(x.reshape(*lead, n // 256, 256), reduce))
-        return reduce(x, -1)
-    return reduce(reduce(x.reshape(*lead, n // 32, 32), -2), -1)
+        parts = _in_two_steps(_row_maxima([x.reshape(*lead, n // 256, 256) for x in xs]))
+        return [jnp.max(x, -1) for x in parts]
+    xs = [x.reshape(*lead, n // 32, 32) for x in xs]
+    return jax.lax.platform_dependent(*xs, cpu=_maxima_in_one_pass, default=_maxima)
+
+
+def _maxima(*xs):
+    return [jnp.max(x, (-2, -1)) for x in xs]
+
+
+def _maxima_in_one_pass(*xs):
+    def larger(some, others):
+        return tuple(map(jnp.maximum, some, others))
+
+    axes = xs[0].ndim - 2, xs[0].ndim - 1
+    return list(jax.lax.reduce(xs, (np.int32(0),) * len(xs), larger, axes))
 
 
 # XLA's CPU compiler does not fuse three reductions in a row, but stores what goes into them.
 _in_two_steps = jax.lax.optimization_barrier
-
-
-def block_absmax(x, block_size):
-    """The largest magnitude of every block, float32."""
-    # Non-negative floats order as their bits do. XLA's CPU compiler hands a maximum of floats to a
-    # library, from a copy of `x` in memory; one of integers it fuses with what computes `x`.
-    bits = jnp.abs(x.astype(jnp.float32)).view(jnp.int32)
-    return block_reduce(bits, block_size, jnp.max).view(jnp.float32)
 
 
 def as_rows(x, block):

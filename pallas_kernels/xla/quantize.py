@@ -18,7 +18,7 @@ def why_not(x, block_size, dtype) -> str | None:
 def quantize(x, key, block_size, codec, keep_nonzero):
     """`(codes, absmax)` of an array; `key` is a uint32 scalar or None for the nearest levels."""
     x = storable(codec, x.astype(compute_dtype(x.dtype)))
-    absmax = block_absmax(x, block_size)
+    (absmax,) = block_absmax([x], block_size)
     u = NEAREST if key is None else uniform(key, x.shape)
     prepared = codec.prepare(spread(absmax, x.shape, block_size), u)
     codes, _ = encode(codec, x, prepared, keep_nonzero=keep_nonzero)

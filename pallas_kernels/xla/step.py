@@ -241,10 +241,7 @@ def _new_state(given):
             out = _emitted(given, shared.update(spec, direction, given.usable, given.p, s))
         else:
             out = shared.signs(direction, given.usable)
-    new_absmaxes = tuple(
-        _absmax(spec, new) if slot.coded else None
-        for new, slot in zip(_moments(given, values), old, strict=True)
-    )
+    new_absmaxes = _absmaxes(spec, _moments(given, values), old)
     stage = out, new_absmaxes, old
     any_coded = any(slot.coded for slot in old)
     if any_coded:
@@ -271,9 +268,14 @@ def _moments(given, values):
     return shared.moments(given.spec, given.g, given.usable, old, given.s)
 
 
-def _absmax(spec, x):
-    absmax = block_absmax(x, spec.block_size)
-    return pmax(absmax, spec.absmax_axes) if spec.absmax_axes else absmax
+def _absmaxes(spec, values, slots):
+    """The scales of values by slot; None for those without codes."""
+    coded = [value for value, slot in zip(values, slots, strict=True) if slot.coded]
+    absmaxes = block_absmax(coded, spec.block_size) if coded else ()
+    if spec.absmax_axes:
+        absmaxes = [pmax(x, spec.absmax_axes) for x in absmaxes]
+    found = iter(absmaxes)
+    return tuple(next(found) if slot.coded else None for slot in slots)
 
 
 def _same(x):
