@@ -185,12 +185,15 @@ class BenchOptions:
 
     Attributes:
       shape: Shape of the parameter, as ROWSxCOLS.
-      dtype: Dtype of the parameter and of its gradient.
-      repeats: Timed steps of each optimizer.
+      model: The parameters of a model instead, or another list of shapes: leaf-16m, gpt2-124m,
+        llama-8b-layer, resnet50, lora-r8, lora-r16, tiny-1000, or a name of `memory --list`.
+      dtype: Dtype of the parameters and of their gradients.
+      repeats: Turns of each optimizer. In one, it takes a step, or several if they are short.
       json: Print JSON instead of a table.
     """
 
-    shape: str = "4096x4096"
+    shape: Annotated[str | None, Parameter(show_default="4096x4096")] = None
+    model: Annotated[str | None, Parameter(metavar="NAME")] = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     repeats: int = 20
     json: Flag = False
