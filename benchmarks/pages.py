@@ -13,6 +13,10 @@ import pathlib
 import re
 import sys
 
+from benchmarks import sources
+from benchmarks.growth import figures as growth
+from benchmarks.steps import figures as steps
+
 ROOT = pathlib.Path(__file__).parents[1]
 _PLACE = re.compile(r"(<!-- figure (?P<name>[^ ]+) -->)(.*?)(<!-- /figure -->)", re.DOTALL)
 
@@ -25,7 +29,7 @@ def figures():
     return makers
 
 
-_KINDS = ()
+_KINDS = (sources, steps, growth)
 
 
 def pages():

@@ -11,14 +11,17 @@ import sys
 from pathlib import Path
 
 from docutils import nodes
+from sphinx.errors import ConfigError
 
 import optax_lamblion
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
-sys.path.insert(0, str(DOCS))
+sys.path[:0] = [str(DOCS), str(ROOT)]
 
 from _extensions import annotations, inventories  # noqa: E402
+
+from benchmarks import pages, records  # noqa: E402
 
 project = "optax-lamblion"
 author = "The optax-lamblion authors"
@@ -99,6 +102,19 @@ def copy_notebooks(app, config):
         shutil.copy2(notebook, copies)
 
 
+def check_figures(app):
+    """Fails the build where a page shows a figure that is not that of its record."""
+    try:
+        old = ", ".join(str(path.relative_to(ROOT)) for path in pages.old())
+    except (records.Incomplete, KeyError, ValueError) as error:
+        raise ConfigError(f"A figure cannot be made: {error}") from error
+    if old:
+        raise ConfigError(
+            f"Figures in {old} are not those of benchmarks/results. Type "
+            "`python -m benchmarks.pages --write`."
+        )
+
+
 def redirect_links(app, docname, source):
     """Turns links between files of the repository into links between pages."""
     site = "../" * docname.count("/")
@@ -152,6 +168,7 @@ def setup(app):
     """Connects the above."""
     app.add_role_to_domain("py", "obj", inventories.Backticks(), override=True)
     app.connect("config-inited", copy_notebooks)
+    app.connect("builder-inited", check_figures)
     app.connect("source-read", redirect_links)
     app.connect("source-read", show_pictures)
     app.connect("autodoc-before-process-signature", annotations.as_written)

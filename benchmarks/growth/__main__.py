@@ -31,7 +31,11 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a few points, to try it out")
     parser.add_argument("--only", action="append", choices=SWEEPS, help="can be given again")
+    parser.add_argument("--draw", action="store_true", help="only the plot of the last record")
     args = parser.parse_args(arguments)
+    if args.draw:
+        figures.draw()
+        return 0
     chosen = QUICK if args.quick else SWEEPS
     start = time.monotonic()
     sweeps.warm_up()

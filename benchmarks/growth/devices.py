@@ -1,6 +1,6 @@
 """One point of `sweeps.on_devices`, in a process that has so many devices.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m benchmarks.growth.devices 4 22
+XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m benchmarks.growth.devices 4 22
 """
 
 import json

@@ -85,7 +85,7 @@ _FUSED = (contest.APPLY_FUSED,)
 def _turns(x, entries, arrays, seconds):
     times = timing.take_turns([entry.contestant for entry in entries], seconds=seconds)
     for finding in contest.findings(entries, times, arrays.elements):
-        yield {"x": x, **finding}
+        yield {"x": x, "parameters": arrays.elements, **finding}
 
 
 def warm_up():

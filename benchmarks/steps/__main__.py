@@ -89,7 +89,11 @@ def main(arguments=None):
     parser.add_argument("--dtype", help="of the rows with this one only")
     parser.add_argument("--turns", type=int, help="instead of as many as fit into some seconds")
     parser.add_argument("--no-peers", action="store_true", help="without PyTorch's")
+    parser.add_argument("--draw", action="store_true", help="only the plot of the last record")
     args = parser.parse_args(arguments)
+    if args.draw:
+        figures.draw()
+        return 0
     rows = [
         row
         for row in (suite.QUICK if args.quick else suite.SUITE)

@@ -32,7 +32,7 @@ class Row:
 
     def shapes(self):
         """The shapes by name."""
-        return (workloads.WORKLOADS | QUICK_WORKLOADS)[self.workload]()
+        return {**workloads.WORKLOADS, **QUICK_WORKLOADS}[self.workload]()
 
 
 # What matters most comes first. The layer is in bfloat16, in which such a model is trained, and in

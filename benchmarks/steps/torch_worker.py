@@ -1,7 +1,7 @@
 """Steps PyTorch's optimizers when asked: the process at the other end of `torch_peers`.
 
-It runs in the environment of `./dev peers`, which has no JAX and another Python. A line of JSON asks
-and another one answers. Between two questions it waits without using a processor.
+It runs in the environment of `./dev peers`, which has no JAX and another Python. A line of JSON
+asks and another one answers. Between two questions it waits without using a processor.
 """
 
 import importlib.metadata

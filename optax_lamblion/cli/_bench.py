@@ -83,7 +83,7 @@ def _leaves(options: BenchOptions) -> Shapes:
         return {"leaf": parse_shape(options.shape or _SHAPE)}
     if options.shape is not None:
         raise CommandError("`--shape` and `--model` exclude each other. Leave one out.")
-    known = WORKLOADS | shapes.MODELS
+    known = {**WORKLOADS, **shapes.MODELS}
     if options.model not in known:
         raise CommandError(
             f"Unknown model {options.model!r}. {did_you_mean(options.model, known)}"

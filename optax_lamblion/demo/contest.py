@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -103,7 +103,7 @@ def findings(entries: Sequence[Entry], times: Sequence[Sequence[float]], element
     ]
 
 
-def _of_times(times, baseline, copies) -> Mapping[str, Any]:
+def _of_times(times, baseline, copies) -> dict[str, Any]:
     low, median, high = timing.quartiles(times)
     ratio_low, ratio, ratio_high = timing.ratios(times, baseline)
     found: dict[str, Any] = {
@@ -118,7 +118,7 @@ def _of_times(times, baseline, copies) -> Mapping[str, Any]:
     return found | {"turns": len(times)}
 
 
-def _of_program(contestant, elements) -> Mapping[str, Any]:
+def _of_program(contestant, elements) -> dict[str, Any]:
     """What is known of a compiled program; nothing of others."""
     if not isinstance(contestant, timing.Program):
         return {}

@@ -1,0 +1,49 @@
+"""Plots of records, for light and dark pages. A plot says which record it was drawn from."""
+
+import hashlib
+import json
+
+from optax_lamblion.demo.themes import BLUE, GREEN, GREY, ORANGE, save_in_themes
+
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "new", "save", "shown"]
+_KEY = "Record"
+
+
+def new(size, rows, columns, **kwargs):
+    """`(figure, axes)`, with a grid behind the lines."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
+    for ax in axes.flat:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid()
+        ax.set_axisbelow(True)
+    return figure, axes
+
+
+def save(draw, path, record):
+    """Saves what `draw` returns in both themes, with the record that it is of."""
+    save_in_themes(draw, path, metadata={_KEY: _digest(record)})
+
+
+def shown(path, alt, record):
+    """The Markdown that shows a plot.
+
+    Raises:
+      ValueError: It was drawn from another record.
+    """
+    from PIL import Image
+
+    for file in (path, path.with_stem(f"{path.stem}-dark")):
+        drawn = file.exists() and Image.open(file).info.get(_KEY)
+        if drawn != _digest(record):
+            raise ValueError(
+                f"{file.name} was not drawn from the record that is there now. Draw it anew by "
+                "`python -m benchmarks.pages --draw`."
+            )
+    return f"![{alt}]({path.name})"
+
+
+def _digest(record):
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:16]
