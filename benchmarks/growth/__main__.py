@@ -11,14 +11,14 @@ from benchmarks.growth import figures, sweeps
 
 COMMAND = "python -m benchmarks.growth"
 SWEEPS = {
-    "leaves": lambda: sweeps.leaves((1, 3, 10, 30, 100, 300, 1000, 2000)),
+    "leaves": lambda: sweeps.leaves((1, 3, 10, 30, 100, 300, 1000, 2000), 300),
     "sizes": lambda: sweeps.sizes((13, 16, 19, 22, 25, 27)),
     "largest": lambda: sweeps.largest(30),
     "pages": lambda: sweeps.pages([2**n for n in (20, 21, 22, 23, 24, 25)]),
     "devices": lambda: sweeps.on_devices((1, 2, 4, 8), 22),
 }
 QUICK = {
-    "leaves": lambda: sweeps.leaves((1, 10)),
+    "leaves": lambda: sweeps.leaves((1, 10), 1),
     "sizes": lambda: sweeps.sizes((13, 16)),
     "largest": lambda: sweeps.largest(30),
     "pages": lambda: sweeps.pages((2**20,)),

@@ -16,11 +16,11 @@ from optax_lamblion.demo.optimizers import OPTIMIZERS
 _PAGED_LOG2 = 24
 
 
-def leaves(counts):
-    """Tiny leaves, more and more of them."""
+def leaves(counts, most):
+    """Tiny leaves, more and more of them; of LAMB and AdamW not more than `most`."""
     for n in counts:
         arrays = contest.Arrays(workloads.tiny_leaves(n), "float32")
-        for family in contest.FAMILIES:
+        for family in contest.FAMILIES if n <= most else contest.FAMILIES[:1]:
             yield from _turns(n, contest.of_family(family, arrays, (8,), _FUSED), arrays, 1.0)
 
 
