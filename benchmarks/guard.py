@@ -16,6 +16,7 @@ import numpy as np
 
 import optax_lamblion
 from benchmarks import records
+from benchmarks.markdown import table
 from optax_lamblion.demo import timing
 from tests.deviceless import hlo
 
@@ -113,6 +114,19 @@ def found():
         "footprints": {case_name(case): footprint(*case) for case in CASES},
         "digests": {name: digest(name) for name in DIGESTED},
     }
+
+
+def shown():
+    """The footprints of the record."""
+    head = ["compiled step", "state bytes per parameter", "temporary", "passes", "moved"]
+    rows = [
+        [f"`{name}`", *x.values()]
+        for name, x in records.load(NAME)["results"]["footprints"].items()
+    ]
+    return table(head, rows)
+
+
+FIGURES = {"guard": shown}
 
 
 def main(arguments=None):

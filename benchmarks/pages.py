@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 
-from benchmarks import sources
+from benchmarks import guard, sources
 from benchmarks.growth import figures as growth
 from benchmarks.steps import figures as steps
 
@@ -29,7 +29,7 @@ def figures():
     return makers
 
 
-_KINDS = (sources, steps, growth)
+_KINDS = (sources, guard, steps, growth)
 
 
 def pages():

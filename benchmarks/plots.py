@@ -33,16 +33,20 @@ def shown(path, alt, record):
     Raises:
       ValueError: It was drawn from another record.
     """
-    from PIL import Image
-
     for file in (path, path.with_stem(f"{path.stem}-dark")):
-        drawn = file.exists() and Image.open(file).info.get(_KEY)
-        if drawn != _digest(record):
+        if not file.exists() or _drawn_from(file) != _digest(record):
             raise ValueError(
                 f"{file.name} was not drawn from the record that is there now. Draw it anew by "
-                "`python -m benchmarks.pages --draw`."
+                f"`{record['command']} --draw`."
             )
     return f"![{alt}]({path.name})"
+
+
+def _drawn_from(file):
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return image.info.get(_KEY)
 
 
 def _digest(record):

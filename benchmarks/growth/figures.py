@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 
 from benchmarks import plots, records
-from benchmarks.markdown import number, table
+from benchmarks.markdown import number, spread, table
 from optax_lamblion.demo import contest
 
 RECORD = "growth-cpu"
@@ -17,7 +17,7 @@ _ALT = (
 )
 _UPPER = 40
 """Exponents are of the points up to this many times smaller than the largest one."""
-_COSTS = {
+COSTS = {
     "step": lambda x: x["median_ms"],
     "trace": lambda x: x["trace_seconds"],
     "compile": lambda x: x["compile_seconds"],
@@ -50,9 +50,9 @@ def exponents(sweep):
     for name in _names():
         found = points(sweep, name)
         xs = [x["x"] for x in found]
-        cells = [exponent(xs, list(map(cost, found))) for cost in _COSTS.values()]
+        cells = [exponent(xs, list(map(cost, found))) for cost in COSTS.values()]
         rows.append([f"`{name}`", *("none" if x is None else f"{x:.2f}" for x in cells)])
-    return table(["exponent", *_COSTS], rows)
+    return table(["exponent", *COSTS], rows)
 
 
 def leaves():
@@ -62,14 +62,17 @@ def leaves():
     for n in found["optax.lion"]:
         row = [f"{n:,}"]
         for family in contest.FAMILIES:
-            ours, theirs = found[f"{family}8bit"][n], found[f"optax.{family}"][n]
+            ours, theirs = found[f"{family}8bit"].get(n), found[f"optax.{family}"].get(n)
+            if ours is None:  # of these, fewer are measured
+                row += ["", ""]
+                continue
             row.append(number(ours["ratio"]))
             ready = [x["trace_seconds"] + x["compile_seconds"] for x in (ours, theirs)]
             row.append(number(ready[0] / ready[1]))
         rows.append(row)
     head = ["tiny leaves"]
     for family in contest.FAMILIES:
-        head += [f"`{family}8bit`: step", "compile"]
+        head += [f"`{family}8bit`: step", "ready"]
     return table(head, rows, words=0)
 
 
@@ -84,21 +87,17 @@ def largest():
 
 
 def pages():
-    """What the size of pages costs, against the resident optimizer."""
-    found = {
-        family: {
-            x["x"]: x for x in records.load(RECORD)["results"]["pages"] if family in x["optimizer"]
-        }
-        for family in contest.FAMILIES
-    }
-    head = ["page_bytes"]
-    for family in contest.FAMILIES:
-        head += [f"`paged_{family}8bit`: step, times resident", "compile, s"]
-    rows = []
-    for n in found["lion"]:
-        if n:
-            cells = [(x["ratio"], x["compile_seconds"]) for x in (y[n] for y in found.values())]
-            rows.append([f"{n / 2**20:g} MiB", *(number(z) for pair in cells for z in pair)])
+    """What the size of pages costs Lion, against its state on the device."""
+    head = ["`page_bytes`", "step, times that of `lion8bit`", "compile, s", "temporary, MiB"]
+    rows = [
+        [
+            f"{x['x'] / 2**20:g} MiB",
+            spread(x["ratio"], x["ratio_quartiles"]),
+            number(x["compile_seconds"]),
+            f"{x['temporary_bytes'] / 2**20:.0f}",
+        ]
+        for x in points("pages", "paged_lion8bit")
+    ]
     return table(head, rows)
 
 
@@ -143,7 +142,7 @@ _SWEEPS = {
 def _figure():
     figure, axes = plots.new((13.5, 6.4), 2, 4)
     for (sweep, what), column in zip(_SWEEPS.items(), axes.T, strict=True):
-        for name in [*_names(), *(f"paged_{family}8bit" for family in contest.FAMILIES)]:
+        for name in [*_names(), "paged_lion8bit"]:
             found = [x for x in points(sweep, name) if x["x"]]
             if len(found) < 2:
                 continue

@@ -52,19 +52,16 @@ def largest(log2):
 
 
 def pages(page_bytes):
-    """State in host memory, in pages of several sizes; the baseline has it on the device."""
+    """Lion's state in host memory, in pages of several sizes; the first has it on the device."""
     arrays = contest.Arrays(workloads.leaf(_PAGED_LOG2), "float32")
-    for family in contest.FAMILIES:
-        resident = OPTIMIZERS[f"{family}8bit"]
-        paged = OPTIMIZERS[f"paged_{family}8bit"]
-        entries = [arrays.entry(resident, *_FUSED)]
-        for n in page_bytes:
-            options = StateOptions(page_bytes=n, page_min_size=0)
-            entries.append(arrays.entry(paged, *_FUSED, options=options))
-        times = timing.take_turns([x.contestant for x in entries], seconds=3.0)
-        found = contest.findings(entries, times, arrays.elements)
-        for n, finding in zip((0, *page_bytes), found, strict=True):
-            yield {"x": n, **finding}
+    entries = [arrays.entry(OPTIMIZERS["lion8bit"], *_FUSED)]
+    for n in page_bytes:
+        options = StateOptions(page_bytes=n, page_min_size=0)
+        entries.append(arrays.entry(OPTIMIZERS["paged_lion8bit"], *_FUSED, options=options))
+    times = timing.take_turns([x.contestant for x in entries], seconds=10.0)
+    found = contest.findings(entries, times, arrays.elements)
+    for n, finding in zip((0, *page_bytes), found, strict=True):
+        yield {"x": n, "parameters": arrays.elements, **finding}
 
 
 def on_devices(counts, log2):

@@ -3,6 +3,7 @@
 They take their turns as all others do. The process waits for its turn, and is waited for.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -32,14 +33,21 @@ class Process:
         self._process = subprocess.Popen(
             [python, worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        about = self.ask("hello", threads=len(os.sched_getaffinity(0)))
+        try:
+            about = self.ask("hello", threads=len(os.sched_getaffinity(0)))
+        except RuntimeError:
+            self.__exit__()
+            raise
         self.versions, self.device = about["versions"], about["device"]
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception):
-        self._process.stdin.close()
+        # What is asked of a process that has ended cannot be written any more, not even on closing.
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.stdout.close()
         self._process.wait()
 
     def ask(self, what, **arguments):
@@ -48,8 +56,9 @@ class Process:
         Raises:
           RuntimeError: It could not do it; with its reason.
         """
-        self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and says nothing below
+            self._process.stdin.write(json.dumps({"do": what, **arguments}) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"error": "the process has ended"}
         if "error" in answer:

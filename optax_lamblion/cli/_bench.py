@@ -19,6 +19,8 @@ from optax_lamblion.demo.architectures import Shapes
 from optax_lamblion.demo.optimizers import did_you_mean
 from optax_lamblion.demo.workloads import WORKLOADS
 
+KNOWN = {**WORKLOADS, **shapes.MODELS}
+"""What makes the shapes of a list or of a model, by the name that `--model` takes."""
 _SHAPE = "4096x4096"
 
 
@@ -83,13 +85,12 @@ def _leaves(options: BenchOptions) -> Shapes:
         return {"leaf": parse_shape(options.shape or _SHAPE)}
     if options.shape is not None:
         raise CommandError("`--shape` and `--model` exclude each other. Leave one out.")
-    known = {**WORKLOADS, **shapes.MODELS}
-    if options.model not in known:
+    if options.model not in KNOWN:
         raise CommandError(
-            f"Unknown model {options.model!r}. {did_you_mean(options.model, known)}"
-            f"Choose from {', '.join(known)}."
+            f"Unknown model {options.model!r}. {did_you_mean(options.model, KNOWN)}"
+            f"Choose from {', '.join(KNOWN)}."
         )
-    return known[options.model]()
+    return KNOWN[options.model]()
 
 
 def parse_shape(given: str) -> tuple[int, ...]:
