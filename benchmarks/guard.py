@@ -118,7 +118,7 @@ def found():
 
 def shown():
     """The footprints of the record."""
-    head = ["compiled step", "state bytes per parameter", "temporary", "passes", "moved"]
+    head = ["compiled step", "state, bytes per parameter", "temporary", "passes", "moved in these"]
     rows = [
         [f"`{name}`", *x.values()]
         for name, x in records.load(NAME)["results"]["footprints"].items()

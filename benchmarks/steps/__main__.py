@@ -24,7 +24,9 @@ def contests(rows, families, process, turns=None, say=print):
     found = []
     for row in rows:
         arrays = contest.Arrays(row.shapes(), row.dtype)
-        for family in families:
+        for family in row.families:
+            if family not in families:
+                continue
             found.append(_contest(row, family, arrays, process, turns))
             for entry in found[-1]["entries"]:
                 say(_line(found[-1], entry, time.monotonic() - start))
@@ -34,9 +36,9 @@ def contests(rows, families, process, turns=None, say=print):
 def _contest(row, family, arrays, process, turns):
     entries = contest.of_family(family, arrays, row.bits, row.ways)
     absent = {}
-    if flash_is_there():
+    if row.everything and flash_is_there():
         entries += flash.of_family(family, arrays)
-    if process is not None and row.everything:
+    if row.everything and process is not None:
         entries += process.of_family(family, arrays, absent)
     times = timing.take_turns([entry.contestant for entry in entries], turns, row.seconds)
     measured = contest.findings(entries, times, arrays.elements)

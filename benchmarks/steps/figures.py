@@ -64,6 +64,9 @@ def lists():
         about = contests()[row.workload, row.dtype, contest.FAMILIES[0]]
         cells = [row.workload, row.dtype, f"{about['leaves']:,}", f"{about['parameters']:,}"]
         for family in contest.FAMILIES:
+            if family not in row.families:
+                cells.append("")
+                continue
             ours = entry(row.workload, row.dtype, family, f"{family}8bit", contest.APPLY_FUSED)
             cells.append(spread(ours["ratio"], ours["ratio_quartiles"]))
         rows.append(cells)
@@ -85,6 +88,9 @@ def compiling():
         cells = [row.workload, contests()[row.workload, row.dtype, "lion"]["leaves"]]
         for family in contest.FAMILIES:
             for name in (f"optax.{family}", f"{family}8bit"):
+                if family not in row.families:
+                    cells.append("")
+                    continue
                 x = entry(row.workload, row.dtype, family, name)
                 cells.append(f"{x['trace_seconds']:.1f} + {x['compile_seconds']:.1f}")
         rows.append(cells)
@@ -149,6 +155,8 @@ def _figure():
     for at, row in enumerate(suite.SUITE):
         names.append(f"{row.workload}, {row.dtype}")
         for i, family in enumerate(contest.FAMILIES):
+            if family not in row.families:
+                continue
             x = entry(row.workload, row.dtype, family, f"{family}8bit", contest.APPLY_FUSED)
             low, high = x["ratio_quartiles"]
             y = at + 0.22 * (i - 1)
