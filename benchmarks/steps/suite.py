@@ -37,8 +37,8 @@ class Row:
 
 
 # What matters most comes first. The layer is in bfloat16, in which such a model is trained, and in
-# float32 its arrays would not fit into 16 GiB. LAMB is made for whole models, and takes the compiler
-# long.
+# float32 its arrays would not fit into 16 GiB. LAMB is made for whole models, and takes long
+# to compile.
 SUITE = (
     Row("leaf-16m", everything=True, seconds=8.0),
     Row("leaf-16m", "bfloat16", everything=True, seconds=8.0),

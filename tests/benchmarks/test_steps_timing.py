@@ -46,9 +46,8 @@ def test_as_many_turns_as_fit(ms, turns):
     assert len(timing.take_turns([Slow("a", ms, [])], seconds=10.0)[0]) == turns
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_copy_writes_every_array_in_place(dtype):
-    arrays = contest.Arrays(SHAPES, dtype)
+def test_a_copy_writes_every_array_in_place():
+    arrays = contest.Arrays(SHAPES, "bfloat16")
     tx = contest.optimizer(OPTIMIZERS["lion8bit"])
     carry = arrays.carry(tx.init)
     before = jax.tree.map(np.array, carry)
