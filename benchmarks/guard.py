@@ -14,16 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import optax_lamblion
 from benchmarks import records
 from benchmarks.markdown import table
-from optax_lamblion.demo import timing
+from optax_lamblion.demo import contest, timing
+from optax_lamblion.demo.optimizers import OPTIMIZERS
 from tests.deviceless import hlo
 
 COMMAND = "python -m benchmarks.guard --write"
 NAME = "guard"
-OPTIMIZERS = ("lion8bit", "lamb8bit", "adamw8bit", "lion32bit", "lamb32bit", "adamw32bit")
-CODED = tuple(name for name in OPTIMIZERS if name.endswith("8bit"))
+_OURS = ("lion8bit", "lamb8bit", "adamw8bit", "lion32bit", "lamb32bit", "adamw32bit")
 _SHAPES = {"rows": (4096, 4096), "ragged": (2**22 + 1,)}
 _FORMS = (
     ("rows", "float32", "apply_fused"),
@@ -33,10 +32,12 @@ _FORMS = (
 )
 CASES = tuple(
     (name, *form)
-    for name in OPTIMIZERS
+    for name in _OURS
     # Blocks, which are what shapes matter for, and bfloat16's rounding are those of 8 bits.
-    for form in (_FORMS if name in CODED else _FORMS[:1])
+    for form in (_FORMS if name.endswith("8bit") else _FORMS[:1])
 )
+_THEIRS = tuple((f"optax.{family}", *_FORMS[1]) for family in contest.FAMILIES)
+"""To compare with, and not guarded."""
 _DIGEST_SHAPES = {"rows": (32, 1024), "ragged": (4097,)}
 _DIGEST_STEPS = 3
 DIGESTED = ("lion8bit", "adamw8bit")  # LAMB's moments are AdamW's
@@ -96,7 +97,7 @@ def _fixed(shape, seed):
 
 
 def _optimizer(name):
-    return getattr(optax_lamblion, name)(1e-3, weight_decay=0.1)
+    return contest.optimizer(OPTIMIZERS[name])
 
 
 def _rounded(x):
@@ -112,6 +113,7 @@ def found():
     """All of it."""
     return {
         "footprints": {case_name(case): footprint(*case) for case in CASES},
+        "optax": {case_name(case): footprint(*case) for case in _THEIRS},
         "digests": {name: digest(name) for name in DIGESTED},
     }
 
@@ -119,9 +121,9 @@ def found():
 def shown():
     """The footprints of the record."""
     head = ["compiled step", "state, bytes per parameter", "temporary", "passes", "moved in these"]
+    found = records.load(NAME)["results"]
     rows = [
-        [f"`{name}`", *x.values()]
-        for name, x in records.load(NAME)["results"]["footprints"].items()
+        [f"`{name}`", *x.values()] for name, x in (found["footprints"] | found["optax"]).items()
     ]
     return table(head, rows)
 
@@ -136,7 +138,7 @@ def main(arguments=None):
     args = parser.parse_args(arguments)
     jax.config.update("jax_platforms", "cpu")
     now = found()
-    for name, footprint_ in now["footprints"].items():
+    for name, footprint_ in (now["footprints"] | now["optax"]).items():
         print(f"{name:36}", *(f"{x:>8}" for x in footprint_.values()))
     for name, digest_ in now["digests"].items():
         print(f"{name:36} {digest_}")

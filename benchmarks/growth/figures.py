@@ -51,7 +51,7 @@ def exponents(sweep):
         found = points(sweep, name)
         xs = [x["x"] for x in found]
         cells = [exponent(xs, list(map(cost, found))) for cost in COSTS.values()]
-        rows.append([f"`{name}`", *("none" if x is None else f"{x:.2f}" for x in cells)])
+        rows.append([f"`{name}`", *("none" if x is None else f"{x + 0:.2f}" for x in cells)])
     return table(["exponent", *COSTS], rows)
 
 
@@ -107,8 +107,8 @@ def devices():
     for name in _names():
         found = points("devices", name)
         rows.append([f"`{name}`", *(number(x["median_ms"] / found[0]["median_ms"]) for x in found)])
-    counts = [f"{x['x']} devices" for x in points("devices", "lion8bit")]
-    return table(["step, times that on one device", *counts], rows)
+    counts = [x["x"] for x in points("devices", "lion8bit")]
+    return table(["step, times that on one device; devices:", *counts], rows)
 
 
 def source():
