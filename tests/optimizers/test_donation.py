@@ -21,7 +21,7 @@ SIZE = sum(map(math.prod, SHAPES.values()))
 # int8 (a later pass overwrites the momentum it comes from), LAMB's in float32 (its norm comes
 # first, of which an eighth as many partial sums are kept). XLA's CPU scheduler may do so for all
 # leaves at once.
-KEPT = {"lion": 1, "lamb": 4.5, "adamw": 0.1}
+KEPT = {"lion": 1, "lamb": 4.5, "adamw": 0.15}
 
 
 @pytest.fixture(scope="module")
