@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.datasets import load_digits
 
 from optax_lamblion import lamb8bit, lamb32bit
 
@@ -58,6 +57,8 @@ def network(seed):
 
 @functools.cache
 def digits():
+    from sklearn.datasets import load_digits  # takes seconds, which collecting tests should not
+
     x, y = load_digits(return_X_y=True)
     return jnp.asarray(x / 16, jnp.float32), jnp.asarray(y, jnp.int32)
 

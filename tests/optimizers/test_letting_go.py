@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.datasets import load_digits
 
 from optax_lamblion import StateOptions, lamb8bit, lamb32bit, lion8bit, lion32bit
 from pallas_kernels import dequantize
@@ -217,6 +216,8 @@ def test_they_do_not_with_codes_that_are_the_nearest():
 @functools.cache
 def digits_loss(make, b2, codec="power", steps=2000, hidden=64):
     """The mean of the final losses of a small network on all digits, over three starts."""
+    from sklearn.datasets import load_digits  # takes seconds, which collecting tests should not
+
     x, y = load_digits(return_X_y=True)
     x, y = jnp.asarray(x / 16, jnp.float32), jnp.asarray(y, jnp.int32)
 
