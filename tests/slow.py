@@ -3,8 +3,11 @@
 `./dev test` leaves all of them out. `.ci/run` runs what is `SLOW`: whole trainings and documents,
 other processes, kernels in the interpreter, and what a claim takes on one more mesh or layout. What
 is `LONG` says once more, of another dtype, codec or variant, what others say: run it (`-m long`)
-where it is touched. Listed here and not in their files, so that one sees what is left out.
+where it is touched. Listed here and not in their files, so that one sees what is left out. Tests of
+compiled programs are long by their cases: see `tests/deviceless/daily.py`.
 """
+
+import functools
 
 SLOW = (
     "cli/test_compare.py",
@@ -118,6 +121,8 @@ SLOW = (
     "meshes/test_global_norm.py::TestShardMap",
     "optimizers/test_trust_ratio.py::test_without_it_lamb_is_adamw[32-",
     "checkpoints/test_orbax.py::test_the_steps_after_it_are_one_program",
+    "deviceless/test_at_scale.py::test_models_have_as_many_parameters_as_published",
+    "deviceless/test_at_scale.py::test_an_estimate_",
     "flax/test_nnx.py::test_works_through_wrappers",
     "interop/test_adamw.py::test_moments_and_counts_are_taken_over",
     "kernels/test_broken_numbers.py::test_a_rule_that_divides_nothing_has_its_own_norm",
@@ -228,21 +233,8 @@ LONG = (
     "checkpoints/test_convert_places.py::test_under_jit_it_goes_to_the_right_memory",
     "checkpoints/test_convert_places.py::test_a_state_goes_where_its_parameters_are[explicit",
     "checkpoints/test_going_on.py::test_moments_stay_as_near_as_they_are_rounded[lamb-power",
-    # LAMB with one more maximum, but for a program.
-    "deviceless/test_kernels.py::*[lamb_amsgrad-f32",
-    "deviceless/test_kernels.py::*[lamb_amsgrad-bf16-updates",
-    "deviceless/test_kernels.py::test_more_than_two_to_the_31_elements_compile_in_place[lamb_amsgrad",
-    # Blocks between the smallest and the largest, and these in float32.
-    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-64",
-    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-128",
-    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[bf16-512",
-    "deviceless/test_kernels.py::test_other_block_sizes_compile_without_spills[f32",
-    # Programs with more leaves, or with leaves that end in a short block, of further optimizers.
-    "deviceless/test_paged.py::*[paged_lamb8bit-64 leaves",
-    "deviceless/test_paged.py::*[paged_lamb32bit-64 leaves",
-    "deviceless/test_paged.py::*[paged_lion32bit-64 leaves",
-    "deviceless/test_paged.py::*[paged_lamb32bit-2 ragged",
-    "deviceless/test_paged.py::*[paged_lion32bit-2 ragged",
+    # A whole model in shards of 64 GPUs; steps on eight of them say what they exchange.
+    "deviceless/test_at_scale.py",
     # What is done alike for every variant.
     *(
         f"optimizers/test_{file}.py::*[{name}"
@@ -383,9 +375,16 @@ LONG = (
 
 def speed(name):
     """`"slow"`, `"long"` or None for a test such as `kernels/test_dither.py::test_strides[1]`."""
-    patterns = {pattern: "slow" for pattern in SLOW} | {pattern: "long" for pattern in LONG}
+    patterns = _patterns(name.partition("::")[0])
     fitting = [pattern for pattern in patterns if _begins(name, pattern)]
     return patterns[max(fitting, key=len)] if fitting else None
+
+
+@functools.cache
+def _patterns(file):
+    """Those that can fit tests of a file. All of them, for all tests, would take seconds."""
+    marks = {pattern: "slow" for pattern in SLOW} | {pattern: "long" for pattern in LONG}
+    return {x: mark for x, mark in marks.items() if file.startswith(x.partition("::")[0])}
 
 
 def _begins(name, pattern):

@@ -1,6 +1,7 @@
 """The programs that are compiled, by name.
 
-To add one, write a function that returns a `Case` and put `@case(name)` before it.
+To add one, write a function that returns a `Case` and put `@case(name)` before it. It is compiled
+for tests that are marked as long, see `tests.slow`, unless `daily.py` has its name.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import optax
 
 import optax_lamblion
 from optax_lamblion import StateOptions, apply_fused
+from tests.deviceless.daily import is_daily
 from tests.deviceless.targets import TARGETS
 
 SHAPE = (4096, 4096)
@@ -28,7 +30,7 @@ MODES = (
     ("apply_fused, XLA", True, "xla"),
     ("update, XLA", False, "xla"),
 )
-_BUILDERS: dict[str, tuple[Callable[[], "Case"], tuple[str, ...], bool]] = {}
+_BUILDERS: dict[str, tuple[Callable[[], "Case"], tuple[str, ...]]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +52,24 @@ class Case:
     out_shardings: Any = None
 
 
-def case(name, targets=tuple(TARGETS), long=False):
-    """Registers the function below as the case `name`, for some of the targets.
-
-    What is `long` is compiled for tests that are marked so, see `tests.slow`.
-    """
+def case(name, targets=tuple(TARGETS)):
+    """Registers the function below as the case `name`, for some of the targets."""
 
     def register(build):
         if name in _BUILDERS:
             raise ValueError(f"There are two cases `{name}`.")
-        _BUILDERS[name] = build, targets, long
+        _BUILDERS[name] = build, targets
         return build
 
     return register
 
 
 def names(target, long=False):
-    """Names of the cases that are compiled for a target, always or for long tests."""
+    """Names of the cases that are compiled for a target, every day or for long tests."""
     return [
-        name for name, (_, targets, own) in _BUILDERS.items() if target in targets and own == long
+        name
+        for name, (_, targets) in _BUILDERS.items()
+        if target in targets and is_daily(target, name) != long
     ]
 
 

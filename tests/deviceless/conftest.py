@@ -21,31 +21,50 @@ collect_ignore = [
 class Results:
     """What became of the cases of one target, by name.
 
-    Those that are long are compiled with the first test that asks for one.
+    Those that are long are compiled with the first test that is marked so.
     """
+
+    of_long = False
+    """Whether the test that is run is marked as long."""
 
     def __init__(self, target, folder):
         self._target, self._folder = target, folder
-        self._results = _compiled(target, folder)
+        self._results, self._long = _compiled(target, folder), None
 
     def __getitem__(self, case):
         """`{"facts": ..., "kernels": ..., "seconds": ...}`; the test fails if the case did."""
-        if case not in self._results and case in cases.names(self._target, long=True):
-            self._results |= _compiled(self._target, self._folder, long=True)
-        result = self._results[case]
+        results = self._all()
+        if case not in results:
+            raise KeyError(f"`{case}` is no case for {self._target}, or not in `daily.py`")
+        result = results[case]
         if "error" in result:
             pytest.fail(f"The case `{case}` failed:\n{result['error']}", pytrace=False)
         return result
 
     def errors(self):
         """Tracebacks of the cases that failed, by name."""
-        return {name: x["error"] for name, x in self._results.items() if "error" in x}
+        return {name: x["error"] for name, x in self._all().items() if "error" in x}
 
     def kernels(self):
         """`(case, kernel)` for every kernel of every case."""
-        for name, result in self._results.items():
+        for name, result in self._all().items():
             for kernel in result.get("kernels", {}).values():
                 yield name, kernel
+
+    def _all(self):
+        """Those of every day, and for a long test the long ones."""
+        if not self.of_long:
+            return self._results
+        if self._long is None:
+            self._long = _compiled(self._target, self._folder, long=True)
+        return self._results | self._long
+
+
+@pytest.fixture(autouse=True)
+def _long(request, monkeypatch):
+    """Only a long test gets the results of long cases, which are not compiled for others."""
+    of_long = request.node.get_closest_marker("long") is not None
+    monkeypatch.setattr(Results, "of_long", of_long)
 
 
 @pytest.fixture(scope="session")

@@ -61,8 +61,8 @@ def step(
     return Case(functools.partial(with_residual(by), spec), arguments, donate)
 
 
-def _add(name, *arguments, targets=tuple(TARGETS), long=False, **options):
-    register = case(f"kernel/{name}", targets, long)
+def _add(name, *arguments, targets=tuple(TARGETS), **options):
+    register = case(f"kernel/{name}", targets)
     register(functools.partial(step, *arguments, **options))
 
 
@@ -76,9 +76,7 @@ for _rule in COUNTED:
 for _rule, _dtypes in COMBINED:
     _p, _g = DTYPES[_dtypes]
     for _emit in ("params", "updates"):
-        _own = dict(decay="decoupled", emit=_emit)
-        # Of one more maximum, one program is enough every day.
-        _own |= ONE | dict(long=_rule not in COUNTED and (_dtypes, _emit) != ("bf16", "params"))
+        _own = dict(decay="decoupled", emit=_emit, **ONE)
         _add(f"{_rule}/{_dtypes}/{_emit}", _rule, _p, _g, **_own)
         if _dtypes in ("bf16", "f32"):
             _add(f"{_rule}/{_dtypes}/{_emit}/ragged", _rule, _p, _g, shape=RAGGED, **_own)
@@ -88,11 +86,10 @@ for _rule in COUNTED:
         _which = dict(targets=COMPILED) if (_rule, _rounding) == EVERYWHERE else ONE
         _add(f"{_rule}/{_rounding}", _rule, BF16, BF16, rounding=_rounding, **_which)
 for _rule in RULES:
-    _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, long=_rule not in COUNTED, **ONE)
+    _add(f"{_rule}/huge", _rule, BF16, BF16, shape=HUGE, **ONE)
 for _rule in COUNTED:
     for _dtypes, _block in BLOCKS:
-        _which = ONE | dict(long=_dtypes != "bf16" or _block not in (32, 1024))
-        _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **_which)
+        _add(f"{_rule}/{_dtypes}/block {_block}", _rule, *DTYPES[_dtypes], block=_block, **ONE)
 
 
 @case("kernel/quantize", targets=("h200",))

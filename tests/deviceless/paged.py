@@ -25,13 +25,6 @@ LEAVES = {
 FORMS = {"apply_fused": True, "update": False}
 
 
-def is_long(name, leaves):
-    """Whether cases are compiled for long tests alone: of leaves that others are like."""
-    if leaves == "64 leaves":
-        return name != "paged_lion8bit"
-    return leaves == "2 ragged leaves" and "32bit" in name
-
-
 def shapes(name, leaves):
     """The shapes of the leaves, for the optimizer of that name."""
     count, by_bits = LEAVES[leaves]
@@ -72,7 +65,7 @@ def step(name, leaves, fused, **kwargs):
 
 for _name, _leaves, (_form, _is_fused) in itertools.product(NAMES, LEAVES, FORMS.items()):
     _step = _fused if _is_fused else _plain
-    case(f"{_name}/{_leaves}/{_form}", targets=("h200",), long=is_long(_name, _leaves))(
+    case(f"{_name}/{_leaves}/{_form}", targets=("h200",))(
         lambda name=_name, leaves=_leaves, step=_step: _case(
             step, optimizer(name), params(name, leaves)
         )
@@ -151,6 +144,6 @@ for _name in NAMES:
         functools.partial(_restored, _name, "3 large leaves")
     )
 for _name, _leaves in itertools.product(NAMES, ("64 leaves", "3 large leaves")):
-    case(f"{_name}/{_leaves}/init", targets=("h200",), long=is_long(_name, _leaves))(
+    case(f"{_name}/{_leaves}/init", targets=("h200",))(
         lambda name=_name, leaves=_leaves: Case(optimizer(name).init, (params(name, leaves),))
     )

@@ -1,5 +1,6 @@
 """What steps by the kernels of Triton are promised to be, as the other tests say of Mosaic's."""
 
+import itertools
 import math
 import re
 
@@ -8,6 +9,7 @@ import pytest
 from tests.deviceless import by_triton, cases, clipped, kernels, meshes, report, sharing
 from tests.deviceless.by_triton import name_of
 from tests.deviceless.compiling import bytes_moved, copies, scalar_bytes, triton_kernels
+from tests.deviceless.daily import each
 from tests.deviceless.targets import TARGETS
 from tests.deviceless.test_clipped import KERNELS, NORM, STEP
 from tests.deviceless.test_meshes import shard_bytes
@@ -26,9 +28,7 @@ UPDATES = {"lion8bit": ["lion_signs"], "lamb8bit": ["lamb_moments"], "adamw8bit"
 SMALL = 2**19
 """Bytes of a temporary that is no leaf: partial sums of norms, 20 for each of LAMB's tiles."""
 
-by_name = pytest.mark.parametrize("name", by_triton.NAMES)
-by_mesh = pytest.mark.parametrize(("name", "kind", "form"), by_triton.ON_MESHES)
-by_pages = pytest.mark.parametrize(("name", "leaves", "form"), by_triton.PAGED)
+by_mesh = each(["triton/{name}/8 {kind}/{form}"], {"name, kind, form": by_triton.ON_MESHES})
 
 
 @pytest.fixture
@@ -47,8 +47,7 @@ def arrays(name, shape):
     return 2 * size + SLOTS[name] * (size + 4 * -(-size // 256)) + scalar_bytes(name)
 
 
-@pytest.mark.parametrize(("shape", "form"), by_triton.STEPS)
-@by_name
+@each(["triton/{name}/{shape}/{form}"], {"name": by_triton.NAMES, "shape, form": by_triton.STEPS})
 def test_a_leaf_of_any_size_is_one_kernel_and_with_a_ratio_at_most_two(facts, name, shape, form):
     found = facts(name, shape, form)
     assert triton_kernels(found) == expected(name, form)
@@ -59,8 +58,7 @@ def test_a_leaf_of_any_size_is_one_kernel_and_with_a_ratio_at_most_two(facts, na
     assert found["temp"] <= SMALL + signs * ("lion" in name)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit"])
+@each(["triton/{name}/ragged/apply_fused"], {"name": ("lion8bit", "lamb8bit"), "target": TARGETS})
 def test_every_gpu_has_kernels_of_its_own(facts_for, name, target):
     result = facts_for(target)[name_of(name, "ragged", "apply_fused")]
     assert triton_kernels(result["facts"]) == KERNELS[name]
@@ -69,7 +67,7 @@ def test_every_gpu_has_kernels_of_its_own(facts_for, name, target):
     assert all(x["sass"]["spilled_bytes"] == 0 for x in result["kernels"].values())
 
 
-@by_name
+@each(["triton/{name}/8 leaves"], {"name": by_triton.NAMES})
 def test_a_step_moves_the_bytes_of_its_arrays(facts, name):
     found = facts(name, "8 leaves")
     assert sorted(triton_kernels(found)) == sorted(8 * KERNELS[name])
@@ -80,14 +78,14 @@ def test_a_step_moves_the_bytes_of_its_arrays(facts, name):
     assert bytes_moved(found) / size - rare == pytest.approx(STEP[name], abs=0.02)
 
 
-@pytest.mark.parametrize("name", by_triton.COUNTED)
+@each(["triton/{name}/counted"], {"name": by_triton.COUNTED})
 def test_counting_what_is_skipped_takes_no_launch_more_of_a_leaf(facts, name):
     found = facts(name, "counted")
     assert triton_kernels(found) == KERNELS[name]
     assert found["temp"] <= SMALL and not copies(found, at_least=SMALL)
 
 
-@pytest.mark.parametrize("name", by_triton.CLIPPED)
+@each(["triton/{name}/clipped"], {"name": by_triton.CLIPPED})
 def test_a_clipped_step_is_a_norm_and_the_kernels(facts, name):
     found = facts(name, "clipped")
     assert sorted(triton_kernels(found)) == sorted(clipped.LEAVES * KERNELS[name])
@@ -97,6 +95,7 @@ def test_a_clipped_step_is_a_norm_and_the_kernels(facts, name):
     assert found["temp"] <= SMALL and not copies(found, at_least=SMALL)
 
 
+@pytest.mark.long
 def test_a_stack_is_stepped_as_one_leaf(facts):
     found = facts("lamb8bit", "stacked")
     assert triton_kernels(found) == KERNELS["lamb8bit"]
@@ -111,7 +110,7 @@ def test_quantization_reads_and_writes_once(facts):
         assert each == pytest.approx(reads + writes + 4 / 256, abs=0.001)
 
 
-@by_pages
+@each(["triton/{name}/{leaves}/{form}"], {"name, leaves, form": by_triton.PAGED})
 def test_pages_are_stepped_by_kernels_and_written_in_place(facts, name, leaves, form):
     found = facts(name, leaves, form)
     state = state_bytes(name, leaves)
@@ -150,12 +149,14 @@ def test_kernels_work_on_shards_in_place(facts, name, kind, form):
     assert all("lamb" in name and r.endswith(",2]") for x in rest for r in x["results"])
 
 
+@pytest.mark.long
 def test_norms_of_layers_share_the_all_reduce(facts):
     found = facts("lamb8bit", "8 explicit", "stacked")
     assert found["collectives"] == {"all-reduce": 1}
     assert triton_kernels(found).count("lamb_apply") == len(meshes.IN_KERNELS)
 
 
+@pytest.mark.long
 def test_kernels_run_in_a_shard_map_of_the_user(facts):
     found = facts("lion8bit", "shard_map")
     assert triton_kernels(found) == KERNELS["lion8bit"]
@@ -166,6 +167,7 @@ def test_kernels_run_in_a_shard_map_of_the_user(facts):
 BESIDE = {"lion_step": 1.0, "lion_signs": 1.0}
 """Instructions as a multiple of Mosaic's, at most; of the other kernels, `OTHERS`."""
 OTHERS = 1.15
+BESIDE_DAILY = ("lion_step", "bf16"), ("lamb_moments", "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +178,17 @@ def mosaic(facts_for):
     return {cell[:2]: x.kernel for cell, x in zip(cells, found, strict=True)}
 
 
-@pytest.mark.parametrize("name", MODELLED)
-def test_kernels_need_hardly_more_instructions_than_mosaics(mosaic, name):
-    for dtype in COUNTED:
-        count = compiling.instructions(table.kernel(name, dtype))
-        assert count > 5  # else the shortest way is not that of a tile
-        assert count <= BESIDE.get(name, OTHERS) * mosaic[name, dtype].instructions, dtype
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(*x, marks=() if x in BESIDE_DAILY else pytest.mark.long)
+        for x in itertools.product(MODELLED, COUNTED)
+    ],
+)
+def test_kernels_need_hardly_more_instructions_than_mosaics(mosaic, name, dtype):
+    count = compiling.instructions(table.kernel(name, dtype))
+    assert count > 5  # else the shortest way is not that of a tile
+    assert count <= BESIDE.get(name, OTHERS) * mosaic[name, dtype].instructions
 
 
 @ON_PAGE

@@ -4,6 +4,7 @@ import pytest
 
 from tests.deviceless import cases, clipped, meshes, paged
 from tests.deviceless.compiling import bytes_moved, copies, mosaic_kernels
+from tests.deviceless.daily import each
 
 pytestmark = pytest.mark.deviceless
 
@@ -20,8 +21,6 @@ NORM = 2
 SMALL = 2**19
 """Bytes of a temporary that is no leaf: partial sums of norms, 20 for each of LAMB's tiles."""
 
-by_name = pytest.mark.parametrize("name", clipped.NAMES)
-
 
 def per_parameter(facts, leaves):
     """Bytes moved, but for the gradient that `lamb_apply` reads only where it has to skip."""
@@ -29,7 +28,7 @@ def per_parameter(facts, leaves):
     return (bytes_moved(facts) - rare) / (leaves * ELEMENTS)
 
 
-@by_name
+@each(["clipped/{name}/ours"], {"name": clipped.NAMES})
 def test_a_clipped_step_is_a_norm_and_the_kernels(facts_for, name):
     facts = facts_for("h200")[f"clipped/{name}/ours"]["facts"]
     assert sorted(mosaic_kernels(facts)) == sorted(clipped.LEAVES * KERNELS[name])
@@ -47,7 +46,7 @@ def test_optaxs_writes_the_gradients_and_reads_them_again(facts_for):
     assert facts["temp"] >= 2 * ELEMENTS  # a gradient at least, though they are donated
 
 
-@by_name
+@each(["clipped/{name}/scaled"], {"name": clipped.NAMES})
 def test_scaling_costs_nothing(facts_for, name):
     facts = facts_for("h200")[f"clipped/{name}/scaled"]["facts"]
     assert mosaic_kernels(facts) == KERNELS[name]
@@ -55,7 +54,7 @@ def test_scaling_costs_nothing(facts_for, name):
     assert facts["temp"] < SMALL
 
 
-@by_name
+@each(["clipped/{name}/scaled, by percentile too"], {"name": clipped.NAMES})
 def test_scaling_and_two_clips_need_one_norm(facts_for, name):
     facts = facts_for("h200")[f"clipped/{name}/scaled, by percentile too"]["facts"]
     assert mosaic_kernels(facts) == KERNELS[name]
@@ -63,7 +62,7 @@ def test_scaling_and_two_clips_need_one_norm(facts_for, name):
     assert facts["temp"] < SMALL
 
 
-@pytest.mark.parametrize("name", clipped.MESHES)
+@each(["clipped/{name}/8"], {"name": clipped.MESHES})
 def test_devices_add_up_the_norm_and_those_of_lamb(facts_for, name):
     """LAMB's depend on the clip: they cannot be added up together. Percentiles need no sum more."""
     facts = facts_for("h200")[f"clipped/{name}/8"]["facts"]

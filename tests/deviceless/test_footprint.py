@@ -7,6 +7,7 @@ import pytest
 from optax_lamblion.cli import _footprint
 from optax_lamblion.demo.optimizers import OPTIMIZERS
 from tests.deviceless import cases
+from tests.deviceless.daily import each
 
 pytestmark = pytest.mark.deviceless
 
@@ -20,13 +21,12 @@ STEPS |= {f"optax.{name}": "update" for name in cases.OPTAX}
 SPARED = {("lamb32bit", "f32"): 4 * SIZE}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", STEPS)
-def test_a_compiled_step_needs_what_memory_estimates(facts_for, name, dtype):
+@each(["{name}/{dtype}/{form}"], {"name, form": STEPS.items(), "dtype": DTYPES})
+def test_a_compiled_step_needs_what_memory_estimates(facts_for, name, form, dtype):
     setting = _footprint.Setting(
         {"w": cases.SHAPE}, dtype=DTYPES[dtype], grad_dtype=DTYPES[dtype], platform="gpu"
     )
     row = OPTIMIZERS[name]
     found = _footprint.footprint(row, setting, _footprint.state(row, setting))
-    temporary = facts_for("h200")[f"{name}/{dtype}/{STEPS[name]}"]["facts"]["temp"]
+    temporary = facts_for("h200")[f"{name}/{dtype}/{form}"]["facts"]["temp"]
     assert temporary == pytest.approx(found.step_bytes - SPARED.get((name, dtype), 0), abs=SMALL)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from tests.deviceless.compiling import bytes_moved, copies
+from tests.deviceless.daily import each
 from tests.deviceless.kernels import (
     BLOCKS,
     COMBINED,
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.deviceless
 ELEMENTS = 4096 * 4096
 SMALL = 2**17  # bytes: what a copy or a temporary may have that is no leaf, such as partial sums
 SIZES = {"bf16": (2, 2), "f32": (4, 4), "f32-bf16": (4, 2), "f16": (2, 2)}
-BOTH_EMIT = pytest.mark.parametrize("emit", ["params", "updates"])
+EMIT = "params", "updates"
 NAMES = {
     ("lion", "params"): ["lion_step"],
     ("lion", "updates"): ["lion_signs"],
@@ -51,15 +52,13 @@ def instructions(result):
     }
 
 
-@BOTH_EMIT
-@pytest.mark.parametrize("rule, dtypes", COMBINED)
+@each(["kernel/{rule}/{dtypes}/{emit}"], {"rule, dtypes": COMBINED, "emit": EMIT})
 def test_a_large_leaf_is_one_kernel_and_with_a_ratio_at_most_two(facts_for, rule, dtypes, emit):
     result = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]
     assert kernel_names(result) == NAMES[rule, emit]
 
 
-@BOTH_EMIT
-@pytest.mark.parametrize("rule, dtypes", COMBINED)
+@each(["kernel/{rule}/{dtypes}/{emit}"], {"rule, dtypes": COMBINED, "emit": EMIT})
 def test_a_donated_step_copies_nothing_and_writes_in_place(facts_for, rule, dtypes, emit):
     facts = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]["facts"]
     p, g = SIZES[dtypes]
@@ -75,9 +74,10 @@ def test_a_donated_step_copies_nothing_and_writes_in_place(facts_for, rule, dtyp
         assert facts["alias"] == state + (g * ELEMENTS if p <= g else 0)
 
 
-@BOTH_EMIT
-@pytest.mark.parametrize("dtypes", ["bf16", "f32"])
-@pytest.mark.parametrize("rule", RULES)
+@each(
+    ["kernel/{rule}/{dtypes}/{emit}/ragged"],
+    {"rule": RULES, "dtypes": ("bf16", "f32"), "emit": EMIT},
+)
 def test_a_ragged_leaf_is_not_copied(facts_for, rule, dtypes, emit):
     facts = facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}/ragged"]["facts"]
     elements = RAGGED[0] * RAGGED[1]
@@ -86,7 +86,7 @@ def test_a_ragged_leaf_is_not_copied(facts_for, rule, dtypes, emit):
     assert facts["temp"] <= signs + 2 * SMALL
 
 
-@pytest.mark.parametrize("rule", RULES)
+@each(["kernel/{rule}/huge"], {"rule": RULES})
 def test_more_than_two_to_the_31_elements_compile_in_place(facts_for, rule):
     result = facts_for("h200")[f"kernel/{rule}/huge"]
     assert HUGE[0] * HUGE[1] > 2**31
@@ -131,8 +131,10 @@ def design_bytes(rule, p, g, emit):
     return state + first + second + (p if emit == "params" else g + update)
 
 
-@BOTH_EMIT
-@pytest.mark.parametrize("rule, dtypes", [pair for pair in COMBINED if pair[0] in COUNTED])
+@each(
+    ["kernel/{rule}/{dtypes}/{emit}"],
+    {"rule, dtypes": [pair for pair in COMBINED if pair[0] in COUNTED], "emit": EMIT},
+)
 def test_a_step_moves_the_bytes_of_the_design(facts_for, rule, dtypes, emit):
     moved = bytes_moved(facts_for("h200")[f"kernel/{rule}/{dtypes}/{emit}"]["facts"]) / ELEMENTS
     design = design_bytes(rule, *SIZES[dtypes], emit)
@@ -153,12 +155,13 @@ def test_the_figures_of_the_design_are_met():
     assert design_bytes("lamb", 4, 4, "params") == pytest.approx(22.09, abs=0.01)
 
 
-@pytest.mark.parametrize("name", ["lion8bit", "lamb8bit"])
-@pytest.mark.parametrize("fused, bf16", [(True, (8.03, 14.09)), (False, (10.03, 16.13))])
-def test_optimizers_move_as_few_bytes_as_their_kernels(facts_for, name, fused, bf16):
+@each(
+    ["kernel/8 leaves/{name}/{fused}"], {"name": ("lion8bit", "lamb8bit"), "fused": (True, False)}
+)
+def test_optimizers_move_as_few_bytes_as_their_kernels(facts_for, name, fused):
     """Eight equal leaves through Optax: the same for each, and nothing on top."""
     result = facts_for("h200")[f"kernel/8 leaves/{name}/{fused}"]
-    lamb = name == "lamb8bit"
+    lamb, bf16 = name == "lamb8bit", (8.03, 14.09) if fused else (10.03, 16.13)
     launched = kernel_names(result)
     assert len(launched) == 8 * (2 if lamb and fused else 1)
     moved = bytes_moved(result["facts"]) / (8 * ELEMENTS)
@@ -179,7 +182,7 @@ MOST = {
 }
 
 
-@pytest.mark.parametrize("case", MOST)
+@each(["kernel/{case}"], {"case": MOST})
 def test_kernels_have_few_instructions(facts_for, case):
     counts = instructions(facts_for("h200")[f"kernel/{case}"])
     assert counts.keys() == MOST[case].keys()
@@ -189,11 +192,13 @@ def test_kernels_have_few_instructions(facts_for, case):
 # A hash is shared by eight elements, so a random number is less than three instructions; one is
 # for NaN, one adds. A residual takes three to be joined, and four to be made.
 FURTHER = {"stochastic": 6, "compensated": 8}
-BY_ROUNDING = pytest.mark.parametrize("rounding", ROUNDINGS[1:])
+BY_ROUNDING = each(
+    ["kernel/{rule}/power/bf16", "kernel/{rule}/{rounding}"],
+    {"rule": COUNTED, "rounding": ROUNDINGS[1:]},
+)
 
 
 @BY_ROUNDING
-@pytest.mark.parametrize("rule", COUNTED)
 def test_parameters_are_rounded_by_few_instructions(facts_for, rule, rounding):
     nearest, rounded = (
         instructions(facts_for("h200")[f"kernel/{rule}/{case}"])
@@ -206,7 +211,6 @@ def test_parameters_are_rounded_by_few_instructions(facts_for, rule, rounding):
 
 
 @BY_ROUNDING
-@pytest.mark.parametrize("rule", COUNTED)
 def test_rounded_parameters_take_no_launch_and_no_copy(facts_for, rule, rounding):
     result, nearest = (
         facts_for("h200")[f"kernel/{rule}/{case}"]["facts"] for case in (rounding, "power/bf16")
@@ -218,12 +222,14 @@ def test_rounded_parameters_take_no_launch_and_no_copy(facts_for, rule, rounding
     assert result["temp"] - nearest["temp"] <= SMALL
 
 
-@pytest.mark.parametrize(
-    ("target", "rule", "rounding"),
-    [
-        *((target, *EVERYWHERE) for target in COMPILED),
-        *(("h200", *x) for x in itertools.product(COUNTED, ROUNDINGS[1:]) if x != EVERYWHERE),
-    ],
+@each(
+    ["kernel/{rule}/{rounding}"],
+    {
+        "target, rule, rounding": [
+            *((target, *EVERYWHERE) for target in COMPILED),
+            *(("h200", *x) for x in itertools.product(COUNTED, ROUNDINGS[1:]) if x != EVERYWHERE),
+        ]
+    },
 )
 def test_rounding_parameters_spills_nothing(facts_for, target, rule, rounding):
     for kernel in facts_for(target)[f"kernel/{rule}/{rounding}"]["kernels"].values():
@@ -236,8 +242,7 @@ def test_quantizing_has_few_instructions(facts_for):
     assert 10 < counts["quantize"] <= 23
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("rule", COUNTED)
+@each(["kernel/{rule}/power/bf16"], {"rule": COUNTED, "target": TARGETS})
 def test_what_is_counted_is_the_way_of_tiles_without_anything_to_skip(facts_for, target, rule):
     """On the other one, each of a thread's elements is compared with the rule's limit."""
     limit = str(float(RULES[rule].grad_limit))
@@ -246,9 +251,12 @@ def test_what_is_counted_is_the_way_of_tiles_without_anything_to_skip(facts_for,
         assert everywhere >= 8 and counted == 0, kernel["name"]
 
 
-@pytest.mark.parametrize("rule", COUNTED)
-@pytest.mark.parametrize(
-    "target, codec", [*((target, "power") for target in TARGETS), ("h200", "dynamic")]
+@each(
+    ["kernel/{rule}/{codec}/bf16"],
+    {
+        "rule": COUNTED,
+        "target, codec": [*((target, "power") for target in TARGETS), ("h200", "dynamic")],
+    },
 )
 def test_kernels_run_on_every_target_without_calls(facts_for, target, rule, codec):
     for kernel in facts_for(target)[f"kernel/{rule}/{codec}/bf16"]["kernels"].values():
@@ -257,14 +265,14 @@ def test_kernels_run_on_every_target_without_calls(facts_for, target, rule, code
         assert code["registers"] <= 255
 
 
-@pytest.mark.parametrize("dtypes, block", BLOCKS)
-def test_other_block_sizes_compile_without_spills(facts_for, dtypes, block):
-    for rule in COUNTED:
-        result = facts_for("h200")[f"kernel/{rule}/{dtypes}/block {block}"]
-        assert kernel_names(result) == NAMES[rule, "params"]
+@each(["kernel/{rule}/{dtypes}/block {block}"], {"dtypes, block": BLOCKS, "rule": COUNTED})
+def test_other_block_sizes_compile_without_spills(facts_for, dtypes, block, rule):
+    result = facts_for("h200")[f"kernel/{rule}/{dtypes}/block {block}"]
+    assert kernel_names(result) == NAMES[rule, "params"]
+    assert all(x["sass"]["spilled_bytes"] == 0 for x in result["kernels"].values())
 
 
-@pytest.mark.parametrize("dtypes", ["bf16", "f32"])
+@each(["kernel/lion/{dtypes}/params"], {"dtypes": ("bf16", "f32")})
 def test_parameters_and_gradients_move_16_bytes_at_a_time(facts_for, dtypes):
     result = facts_for("h200")[f"kernel/lion/{dtypes}/params"]
     (kernel,) = result["kernels"].values()

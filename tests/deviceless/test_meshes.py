@@ -4,13 +4,16 @@ import pytest
 
 from tests.deviceless import meshes
 from tests.deviceless.compiling import copies, scalar_bytes
+from tests.deviceless.daily import each
 from tests.deviceless.transfers import STARTS, moved
 
 pytestmark = pytest.mark.deviceless
 
-by_kind = pytest.mark.parametrize("kind", meshes.KINDS)
-by_case = pytest.mark.parametrize(("name", "kind", "form"), meshes.CASES)
-by_name = pytest.mark.parametrize("name", meshes.NAMES)
+by_case = each(["{name}/8 {kind}/{form}"], {"name, kind, form": meshes.CASES})
+
+
+def by_kind(*cases):
+    return each(cases, {"kind": meshes.KINDS})
 
 
 def shard_bytes(name):
@@ -46,8 +49,7 @@ def test_state_is_divided_and_written_in_place(facts_for, name, kind, form):
     assert facts["host"]["temp"] == 0 and not facts["host_compute"]
 
 
-@by_kind
-@by_name
+@each(["{name}/8 {kind}/apply_fused"], {"name": meshes.NAMES, "kind": meshes.KINDS})
 def test_nothing_is_copied(facts_for, name, kind):
     """But scales of the smallest leaf, what a stream moves, and partial sums of LAMB's norms."""
     facts = facts_for("h200")[f"{name}/8 {kind}/apply_fused"]["facts"]
@@ -59,10 +61,15 @@ def test_nothing_is_copied(facts_for, name, kind):
         assert facts["temp"] < 2**16
 
 
-@by_kind
-@pytest.mark.parametrize(
-    "name, kernels",
-    [("lion8bit", ("lion_step",)), ("lamb8bit", ("lamb_moments", "lamb_apply"))],
+@each(
+    ["{name}/8 {kind}/apply_fused"],
+    {
+        "name, kernels": [
+            ("lion8bit", ("lion_step",)),
+            ("lamb8bit", ("lamb_moments", "lamb_apply")),
+        ],
+        "kind": meshes.KINDS,
+    },
 )
 def test_kernels_work_on_shards(facts_for, name, kernels, kind):
     facts = facts_for("h200")[f"{name}/8 {kind}/apply_fused"]["facts"]
@@ -78,7 +85,7 @@ def test_kernels_work_on_shards(facts_for, name, kernels, kind):
             assert each * n <= written <= 1.06 * each * n
 
 
-@by_kind
+@by_kind("lion8bit/8 {kind}/by name", "lion8bit/8 {kind}/apply_fused")
 def test_kernels_by_name_are_those_that_none_takes(facts_for, kind):
     named, chosen = (
         [x["name"] for x in facts_for("h200")[f"lion8bit/8 {kind}/{form}"]["facts"]["launches"]]
@@ -87,7 +94,7 @@ def test_kernels_by_name_are_those_that_none_takes(facts_for, kind):
     assert named.count("lion_step") == chosen.count("lion_step") == len(meshes.IN_KERNELS)
 
 
-@by_kind
+@by_kind("paged_lion8bit/8 {kind}/apply_fused")
 def test_pages_are_of_shards(facts_for, kind):
     """A shard is cut where it has to be, and every byte of it goes in and out once."""
     facts = facts_for("h200")[f"paged_lion8bit/8 {kind}/apply_fused"]["facts"]
@@ -96,7 +103,7 @@ def test_pages_are_of_shards(facts_for, kind):
     assert facts["temp"] <= 3 * 2**20
 
 
-@by_kind
+@by_kind("paged_lion8bit/8 {kind}/init")
 def test_a_fresh_state_is_made_in_shards(facts_for, kind):
     facts = facts_for("h200")[f"paged_lion8bit/8 {kind}/init"]["facts"]
     _, state = shard_bytes("paged_lion8bit")
@@ -108,7 +115,7 @@ def test_a_fresh_state_is_made_in_shards(facts_for, kind):
     assert facts["temp"] <= 1.01 * max(meshes.shard_sizes().values())
 
 
-@by_kind
+@by_kind("lamb8bit/8 {kind}/stacked")
 def test_norms_of_layers_share_the_all_reduce(facts_for, kind):
     facts = facts_for("h200")[f"lamb8bit/8 {kind}/stacked"]["facts"]
     assert facts["collectives"] == {"all-reduce": 1}

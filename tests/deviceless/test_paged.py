@@ -7,14 +7,14 @@ import pytest
 
 from tests.deviceless import paged
 from tests.deviceless.compiling import copies, scalar_bytes
+from tests.deviceless.daily import each
 from tests.deviceless.transfers import STARTS, moved, overlaps
 
 pytestmark = pytest.mark.deviceless
 
 BOUND = (paged.IN_FLIGHT + 1) * paged.PAGE_BYTES
-by_name = pytest.mark.parametrize("name", paged.NAMES)
-by_leaves = pytest.mark.parametrize("leaves", paged.LEAVES)
-by_form = pytest.mark.parametrize("form", paged.FORMS)
+BY_LEAVES = {"name": paged.NAMES, "leaves": paged.LEAVES}
+BY_CASE = each(["{name}/{leaves}/{form}"], BY_LEAVES | {"form": paged.FORMS})
 
 
 def elements(name, leaves):
@@ -32,25 +32,21 @@ def params_bytes(name, leaves):
     return 2 * sum(elements(name, leaves))
 
 
-@by_leaves
-@by_name
+@each(["{name}/{leaves}/apply_fused"], BY_LEAVES)
 def test_memory_on_the_device_does_not_grow_with_the_state(facts_for, name, leaves):
     facts = facts_for("h200")[f"{name}/{leaves}/apply_fused"]["facts"]
     # The program makes its own gradients, which are no state.
     assert facts["temp"] - params_bytes(name, leaves) <= BOUND
 
 
-@by_leaves
-@by_name
+@each(["{name}/{leaves}/update"], BY_LEAVES)
 def test_an_update_needs_the_updates_on_top(facts_for, name, leaves):
     """Of small leaves, as an array of their own. Pieces are written over the gradient."""
     facts = facts_for("h200")[f"{name}/{leaves}/update"]["facts"]
     assert facts["temp"] - 2 * params_bytes(name, leaves) <= BOUND
 
 
-@by_form
-@by_leaves
-@by_name
+@BY_CASE
 def test_host_buffers_are_written_in_place(facts_for, name, leaves, form):
     facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
     state = state_bytes(name, leaves)
@@ -59,18 +55,14 @@ def test_host_buffers_are_written_in_place(facts_for, name, leaves, form):
     assert not [x for x in facts["transfers"] if x[0] == "within host"]
 
 
-@by_form
-@by_leaves
-@by_name
+@BY_CASE
 def test_no_leaf_is_copied(facts_for, name, leaves, form):
     facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
     leaf = 2 * min(elements(name, leaves))
     assert [x for x in copies(facts, leaf) if not x["name"].startswith(STARTS)] == []
 
 
-@by_form
-@by_leaves
-@by_name
+@BY_CASE
 def test_all_of_the_state_goes_in_and_out_once(facts_for, name, leaves, form):
     facts = facts_for("h200")[f"{name}/{leaves}/{form}"]["facts"]
     bytes_moved = moved(facts["transfers"])
@@ -81,8 +73,7 @@ def test_all_of_the_state_goes_in_and_out_once(facts_for, name, leaves, form):
     assert bytes_moved["in"] == state * (2 if "lamb" in name and in_pieces else 1)
 
 
-@by_leaves
-@by_name
+@each(["{name}/{leaves}/apply_fused"], BY_LEAVES)
 def test_transfers_are_under_way_while_kernels_run(facts_for, name, leaves):
     events = facts_for("h200")[f"{name}/{leaves}/apply_fused"]["facts"]["transfers"]
     first = next(i for i, x in enumerate(events) if x[0] == "out")
@@ -113,7 +104,7 @@ def test_the_stream_runs_beside_the_backward_pass(facts_for):
     assert during["training, clipped"] < during["training"] / 2
 
 
-@pytest.mark.parametrize("wrapper", paged.WRAPPED)
+@each(["paged_lion8bit/{wrapper}"], {"wrapper": paged.WRAPPED})
 def test_state_passes_through_branches_and_loops(facts_for, wrapper):
     """No host compute, no copy on the host, and the bound: in a branch and in a loop as well."""
     facts = facts_for("h200")[f"paged_lion8bit/{wrapper}"]["facts"]
@@ -124,7 +115,7 @@ def test_state_passes_through_branches_and_loops(facts_for, wrapper):
     assert facts["temp"] <= BOUND + 3 * params_bytes("paged_lion8bit", "16 leaves")
 
 
-@by_name
+@each(["{name}/3 large leaves/restored"], {"name": paged.NAMES})
 def test_state_from_elsewhere_goes_to_the_host(facts_for, name):
     facts = facts_for("h200")[f"{name}/3 large leaves/restored"]["facts"]
     assert facts["host"]["arguments"] == 0
@@ -132,8 +123,7 @@ def test_state_from_elsewhere_goes_to_the_host(facts_for, name):
     assert not facts["host_compute"]
 
 
-@pytest.mark.parametrize("leaves", ["64 leaves", "3 large leaves"])
-@by_name
+@each(["{name}/{leaves}/init"], BY_LEAVES | {"leaves": ("64 leaves", "3 large leaves")})
 def test_a_compiled_init_needs_a_page_or_two(facts_for, name, leaves):
     facts = facts_for("h200")[f"{name}/{leaves}/init"]["facts"]
     assert facts["host"]["outputs"] == state_bytes(name, leaves)

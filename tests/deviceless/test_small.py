@@ -6,8 +6,9 @@ import pytest
 
 from optax_lamblion.demo import shapes
 from pallas_kernels.tiled.rows import TILE
-from tests.deviceless import hlo, models, small, worker
+from tests.deviceless import hlo, models, sharing, small, worker
 from tests.deviceless.compiling import copies, mosaic_kernels
+from tests.deviceless.daily import each
 
 pytestmark = pytest.mark.deviceless
 
@@ -21,31 +22,32 @@ GPT2 = {"lion8bit": 63, "adamw8bit": 70, "lamb8bit": 136}
 small ones; and 5, 7 and 12 for the last three blocks of the embedding, which fill no tile."""
 
 
-@pytest.mark.parametrize("optimizer", small.OPTIMIZERS)
+BY_OPTIMIZER = each([small.case_name("{optimizer}")], {"optimizer": small.OPTIMIZERS})
+
+
+@BY_OPTIMIZER
 def test_small_leaves_share_launches(facts_for, optimizer):
     facts = facts_for("h200")[small.case_name(optimizer)]["facts"]
     assert len(facts["launches"]) <= SMALL[optimizer]
 
 
-@pytest.mark.parametrize("optimizer", small.OPTIMIZERS)
+@BY_OPTIMIZER
 def test_they_are_written_in_place(facts_for, optimizer):
     facts = facts_for("h200")[small.case_name(optimizer)]["facts"]
     assert facts["outputs"] - facts["alias"] < 100 * 1024  # the table of results
     assert facts["temp"] < 3 * facts["arguments"]
 
 
-@pytest.fixture(scope="module")
-def gpt2(facts_for):
-    """Facts of whole steps by optimizer. `facts_for` says whether there are compilers."""
-    names = {x: models.case_name("gpt2-124m", None, x, "apply_fused") for x in models.OPTIMIZERS}
-    results = worker.results("h200", list(names.values()))
-    return {optimizer: results[name]["facts"] for optimizer, name in names.items()}
+def _long_but(optimizer):
+    marks = () if optimizer == "lion8bit" else pytest.mark.long
+    return pytest.param(optimizer, marks=marks)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("optimizer", models.OPTIMIZERS)
-def test_gpt2(gpt2, optimizer):
-    facts = gpt2[optimizer]
+@pytest.mark.parametrize("optimizer", [_long_but(x) for x in models.OPTIMIZERS])
+def test_gpt2(optimizer):
+    sharing.need_compilers()
+    name = models.case_name("gpt2-124m", None, optimizer, "apply_fused")
+    facts = worker.results("h200", [name])[name]["facts"]
     assert len(facts["launches"]) <= GPT2[optimizer]
     assert len(mosaic_kernels(facts)) == 50 * (2 if optimizer == "lamb8bit" else 1)
     sizes = {math.prod(shape) for shape in shapes.MODELS["gpt2-124m"]().values()}

@@ -6,13 +6,15 @@ import jax
 import pytest
 
 from tests.deviceless import report
+from tests.deviceless.daily import each
 from tests.deviceless.throughput import roundings, tables
 from tests.deviceless.throughput.gpus import GPUS
-from tests.deviceless.throughput.kernels import DTYPES, NAMES
+from tests.deviceless.throughput.kernels import DTYPES, NAMES, case_name
 
 pytestmark = pytest.mark.deviceless
 
 CELLS = tables.all_kernels()
+BY_GPU = each([case_name(*cell) for cell in CELLS], {"target": GPUS})
 PAGE = report.PAGE.read_text(encoding="utf-8")
 ON_PAGE = pytest.mark.skipif(
     jax.__version_info__ < (0, 12), reason="the page has what the newest JAX makes of the kernels"
@@ -73,9 +75,9 @@ def modelled(facts_for):
     return of
 
 
-@pytest.mark.parametrize("gpu", GPUS)
-def test_kernels_spill_nothing_and_move_the_bytes_of_the_design(modelled, gpu):
-    found = modelled(gpu)
+@BY_GPU
+def test_kernels_spill_nothing_and_move_the_bytes_of_the_design(modelled, target):
+    found = modelled(target)
     assert found.keys() == {(kernel, dtype) for kernel in NAMES for dtype in DTYPES}
     for (name, dtype), of in found.items():
         assert of.kernel.spilled == 0, name
@@ -84,27 +86,27 @@ def test_kernels_spill_nothing_and_move_the_bytes_of_the_design(modelled, gpu):
         assert of.kernel.bytes == pytest.approx(BYTES[name](SIZES[dtype]) + sums, abs=1e-4), name
 
 
-@pytest.mark.parametrize("gpu", GPUS)
-def test_kernels_keep_to_their_instructions(modelled, gpu):
-    counts = {key: of.kernel.instructions for key, of in modelled(gpu).items()}
+@BY_GPU
+def test_kernels_keep_to_their_instructions(modelled, target):
+    counts = {key: of.kernel.instructions for key, of in modelled(target).items()}
     assert {key: count for key, count in counts.items() if count > MOST[key[0]]} == {}
     assert min(counts.values()) > 5  # else the shortest way is not that of a tile
 
 
-@pytest.mark.parametrize("gpu", GPUS)
-def test_kernels_keep_to_their_budget_or_are_known_not_to(modelled, gpu):
-    over = {(gpu, *key): of.over for key, of in modelled(gpu).items()}
+@BY_GPU
+def test_kernels_keep_to_their_budget_or_are_known_not_to(modelled, target):
+    over = {(target, *key): of.over for key, of in modelled(target).items()}
     assert {key: x for key, x in over.items() if x > OVER.get(key, 1)} == {}
     # What is well within its budget has no place in the list.
     assert {key: x for key, x in over.items() if key in OVER and x < 0.97} == {}
 
 
 @ON_PAGE
-@pytest.mark.parametrize("gpu", GPUS)
-def test_the_page_says_what_is_compiled(modelled, gpu):
+@BY_GPU
+def test_the_page_says_what_is_compiled(modelled, target):
     """By 5 %: another version of the compilers makes a little other code."""
-    rows = report.read(PAGE, gpu)[2:]
-    found = modelled(gpu)
+    rows = report.read(PAGE, target)[2:]
+    found = modelled(target)
     assert len(rows) == len(found)
     for row, (key, of) in zip(rows, found.items(), strict=True):
         printed, now = cells(row), tables.compiled_row(key[1], of)
@@ -113,14 +115,15 @@ def test_the_page_says_what_is_compiled(modelled, gpu):
 
 
 @ON_PAGE
-@pytest.mark.parametrize("gpu", GPUS)
-def test_the_page_says_what_is_modelled(modelled, gpu):
+@BY_GPU
+def test_the_page_says_what_is_modelled(modelled, target):
     """Of one kernel, which the simulator has in some seconds."""
-    (row,) = (x for x in report.read(PAGE, gpu) if x.startswith("| `quantize` | bf"))
-    time = modelled(gpu)["quantize", "bf16"].simulated()
+    (row,) = (x for x in report.read(PAGE, target) if x.startswith("| `quantize` | bf"))
+    time = modelled(target)["quantize", "bf16"].simulated()
     assert float(cells(row)[-2]) == pytest.approx(time, rel=0.05)
 
 
+@pytest.mark.long
 @ON_PAGE
 def test_the_page_says_what_roundings_of_parameters_take(facts_for):
     """By 5 %, as above. Of one GPU."""

@@ -16,11 +16,11 @@ pytestmark = pytest.mark.deviceless
 AMD = "gfx942"
 GPUS = (*compiling.ARCHITECTURES, AMD)
 STEPS = list(itertools.product(steps.RULES, steps.DTYPES, steps.SHAPES, steps.CODECS))
-# The oldest GPU, the one that most figures are of, and AMD's, with the codec that takes most. The
-# programs of `tests/deviceless` have the default one.
+# The GPU that most figures are of, and one rule on the oldest and on AMD's, with the codec that
+# takes most. The programs of `tests/deviceless` have the default one.
 EVERY_DAY = [
     (gpu, (rule, "bf16", "ragged", "dynamic"))
-    for gpu, rule in itertools.product((75, 90, AMD), steps.RULES)
+    for gpu, rule in [*((90, rule) for rule in steps.RULES), (75, "lion"), (AMD, "lion")]
 ]
 ALL = [
     pytest.param(gpu, step, marks=[] if (gpu, step) in EVERY_DAY else pytest.mark.long)
@@ -104,7 +104,9 @@ def test_parameters_and_gradients_move_16_bytes_at_a_time(dtype, size):
     assert code["store_widths"]["16"] >= 2 * pieces
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize(
+    "gpu", [pytest.param(x, marks=() if x in (90, AMD) else pytest.mark.long) for x in GPUS]
+)
 def test_quantization_does_not_spill(gpu):
     for name, kernel in steps.of_quantization("bf16").items():
         if gpu == AMD:
