@@ -61,26 +61,42 @@ EVERYWHERE = "tile and rows", "counted", "dynamic"
 
 DAILY = {
     "h200": (
+        # Every rule, on whole rows and on leaves that end within a tile; what is no number.
+        "lion/tile and rows/poison",
+        "lamb_amsgrad/tile and rows/poison",
+        "lion/counted",
+        "adam/counted/poison",
+        "adam/counted/limits",
+        "lamb/counted/poison",
+        "lamb/counted/fresh",
+        "lamb/counted/lost scales",
+        "lion/flat/poison",
+        "adam/flat/numbers",
+        # Every codec and dtype, and blocks of other sizes.
+        "lion/linear/numbers",
+        "lamb/dynamic/poison",
+        "adam/mixed/poison",
+        "lamb/float16/numbers",
         "rounded/lion/compensated/poison",
         "rounded/lamb/stochastic, ragged/numbers",
-        "rounded/adam/compensated, float16/poison",
+        "shards with a rest/lion",
+        "largest of a block/power signed",
+        "end of 2**32 elements/lion",
+        "quantize 9x512 power",
+        "dequantize 5x7x11x64 power",
     ),
+    "a100": ("lamb/counted/poison",),
+    "b200": ("lamb/counted/poison",),
     "triton-sm_90": (
-        "lion/counted",
-        "lion/flat/poison",
+        "lion/counted/poison",
         "adam/tile and rows/poison",
-        "lamb/counted",
-        "lamb_amsgrad/dynamic/poison",
+        "lamb/counted/poison",
         "quantize 9x512 power",
         "dequantize 9x512",
-        "end of 2**32 elements/lion",
-        "beside Mosaic/lion/tile and rows",
     ),
-    "triton-sm_80": ("lamb/tile and rows/poison",),
-    "triton-sm_75": ("lamb/tile and rows/poison", "lion/counted/poison"),
 }
-"""How the names of those begin that are emulated every day: of Triton's, and of those that are
-`rounded`. Of the others that are all, but for `RARE` data."""
+"""How the names of those begin that are emulated every day. The others are long, see `tests.slow`:
+other GPUs, and a second rule, dtype or kind of data for the same code."""
 
 DATA = {
     "numbers": {},
@@ -91,9 +107,6 @@ DATA = {
     "lost scales": dict(poison=POISON, lost=(1, 3)),
 }
 """What a kernel is given: gradients that are no numbers, blocks of zeros, scales that are NaN."""
-
-RARE = "zeros", "fresh", "nothing at all", "lost scales"
-"""What only the programs that are emulated `EVERYWHERE` are given every day, and for one target."""
 
 
 def steps(target):

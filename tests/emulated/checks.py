@@ -45,12 +45,7 @@ def _every(target):
 
 
 def _is_daily(target, name):
-    if is_triton(target) or name.startswith("rounded/"):
-        return name.startswith(cases.DAILY.get(target, ()))
-    *_, rule, program, data = ("", "", *name.split("/"))
-    if data in cases.RARE:
-        return target in cases.MOST and program in cases.EVERYWHERE
-    return rule != "lamb_amsgrad" or program in cases.EVERYWHERE
+    return name.startswith(cases.DAILY.get(target, ()))
 
 
 def program(name):
