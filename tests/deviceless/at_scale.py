@@ -18,6 +18,8 @@ import pathlib
 import sys
 import tempfile
 
+from tests.deviceless import dump
+
 OPTIMIZERS = ("lion8bit", "lamb8bit", "lion32bit", "lamb32bit")
 MANY = 400  # tensors
 PARTS = (2, 4, 6)  # layers
@@ -63,7 +65,7 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         # Read when JAX is imported. On the platform `cpu` the CUDA plugin asks for no driver.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        dump.start(folder)
         rows = costs(args, folder)
     print(HEADER)
     for line in (COLUMNS, COLUMNS.values(), *map(cells, rows)):

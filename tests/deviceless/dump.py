@@ -2,10 +2,22 @@
 
 import collections
 import itertools
+import os
 import pathlib
 import re
 
 from tests.deviceless import mosaic, sass
+
+
+def start(folder):
+    """Lets Mosaic write to a folder. Comes before anything else imports JAX."""
+    os.environ["MOSAIC_GPU_DUMP_TO"] = str(folder)
+    from jax.experimental.mosaic.gpu import constraints
+
+    # Nobody reads the constraints of layouts. To make a text of them takes as long as all else that
+    # is done to compile a kernel.
+    constraints.ConstraintSystem.__str__ = lambda self: "left out"
+
 
 LOWERED, _COMPILED = ".before_layout_inference.txt", ".mlir-passes.log"
 

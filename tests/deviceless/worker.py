@@ -17,6 +17,8 @@ import tempfile
 import time
 import traceback
 
+from tests.deviceless import dump
+
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
@@ -29,7 +31,7 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         # Read when JAX is imported. On the platform `cpu` the CUDA plugin asks for no driver.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        dump.start(folder)
         results = compile_cases(args.target, args.cases, folder)
     # Under another name first: who reads the file reads all of it.
     part = args.out.with_name(args.out.name + ".part")
@@ -60,7 +62,7 @@ def results(target_name, names):
 
 def compile_cases(target_name, names, folder):
     """`{name: result}` for each case."""
-    from tests.deviceless import cases, dump, targets
+    from tests.deviceless import cases, targets
 
     register()
     target = targets.TARGETS[target_name]

@@ -17,6 +17,8 @@ import tempfile
 import time
 import traceback
 
+from tests.deviceless import dump
+
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(
@@ -31,7 +33,7 @@ def main(arguments=None):
     with tempfile.TemporaryDirectory() as folder:
         # Read when JAX is imported, and when a kernel is compiled.
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        dump.start(folder)
         from tests.emulated import checks
 
         known = checks.of(args.target)

@@ -19,6 +19,7 @@ import re
 import sys
 import tempfile
 
+from tests.deviceless import dump
 from tests.emulated.ptx import Instruction
 
 RULES = {"lion_step": "lion", "adam_step": "adam", "lamb_moments": "lamb", "lamb_apply": "lamb"}
@@ -218,7 +219,7 @@ def main(arguments=None):
     args = parser.parse_intermixed_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["MOSAIC_GPU_DUMP_TO"] = folder
+        dump.start(folder)
         from tests.emulated import launching
 
         results = {}
