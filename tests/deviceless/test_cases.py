@@ -1,10 +1,13 @@
 """What holds for every case and every kernel, and for the steps of today's optimizers."""
 
+import fnmatch
+
 import pytest
 
+from tests.deviceless import cases, worker
 from tests.deviceless.cases import MODES
 from tests.deviceless.compiling import bytes_moved, scalar_bytes
-from tests.deviceless.daily import each
+from tests.deviceless.daily import DAILY, each
 from tests.deviceless.targets import TARGETS
 
 pytestmark = pytest.mark.deviceless
@@ -17,6 +20,12 @@ PARAMETER = {"bf16": 2, "f32": 4}
 _OF_ALL = [pytest.param(x, id=f"{x}, long", marks=pytest.mark.long) for x in TARGETS]
 BY_TARGET = pytest.mark.parametrize("target", [*TARGETS, *_OF_ALL])
 """Of the cases of every day, and of all."""
+
+
+def test_every_daily_name_is_that_of_a_case():
+    worker.register()
+    for target, patterns in DAILY.items():
+        assert [x for x in patterns if not fnmatch.filter(cases.names(target), x)] == []
 
 
 @BY_TARGET

@@ -35,6 +35,12 @@ def test_more_emulated_kernels_are_right(seen_in_long, target, name):
     assert_right(seen_in_long(target)[name])
 
 
+def test_every_daily_name_is_that_of_a_check():
+    for target, beginnings in cases.DAILY.items():
+        names = list(checks.of(target))
+        assert [x for x in beginnings if not any(name.startswith(x) for name in names)] == []
+
+
 @pytest.mark.parametrize("target", cases.MOST)
 def test_the_cases_are_what_they_are_meant_to_be(target):
     steps = cases.steps(target).values()
