@@ -30,8 +30,10 @@ class Process:
 
     def __init__(self, python=PYTHON):
         worker = pathlib.Path(__file__).with_name("torch_worker.py")
+        # Threads of OpenMP would spin for a while after a step, beside whoever steps next.
+        quiet = os.environ | {"OMP_WAIT_POLICY": "passive", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         self._process = subprocess.Popen(
-            [python, worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [python, worker], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=quiet
         )
         try:
             about = self.ask("hello", threads=len(os.sched_getaffinity(0)))
