@@ -14,7 +14,9 @@ import re
 import sys
 
 from benchmarks import guard, sources
+from benchmarks.batches import report as batches
 from benchmarks.growth import figures as growth
+from benchmarks.quality import report as quality
 from benchmarks.steps import figures as steps
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,7 +31,7 @@ def figures():
     return makers
 
 
-_KINDS = (sources, guard, steps, growth)
+_KINDS = (sources, guard, steps, growth, quality, batches)
 
 
 def pages():

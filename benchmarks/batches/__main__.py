@@ -45,7 +45,7 @@ def measure(examples, kept):
             "title": task.title,
             "parameters": task.parameters,
             "examples": count,
-            "seeds": sweep.SEEDS,
+            "seeds": sweep.SEEDS[name],
             "sizes": sweep.batch_sizes(task),
             "rates": {optimizer: sweep.rates(optimizer) for optimizer in sweep.MAKERS},
             "losses": {

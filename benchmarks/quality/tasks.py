@@ -131,7 +131,7 @@ def _patches(x):
 
 
 def _dense(layer, x):
-    return x @ layer["kernel"] + layer["bias"]
+    return x @ layer["kernel"] + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 TASKS = {"text": text_bytes, "digits": digits}

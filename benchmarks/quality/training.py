@@ -35,13 +35,14 @@ def train(task, rule, way, *, steps=2000, evaluations=10):
         carry, difference = run(carry, task.data, i * part + jnp.arange(part))
         losses.append(np.asarray(evaluate(carry[0])))
         if way.codec:
-            differences.append(np.asarray(difference).mean())
+            differences.append(np.asarray(difference).mean(axis=(0, 1)))
             quantiles.append(np.asarray(error_quantiles(*carry[3])).mean(axis=0))
     found = {"steps": [i * part for i in range(evaluations + 1)], "loss": _rounded(losses)}
     if way.codec:
-        found["differs"] = _rounded(differences)
-        if rule.name != "lion":  # whose steps are signs
-            found["error"] = _rounded(quantiles)
+        if rule.name == "lion":
+            found["differs"], found["opposite"] = _rounded(np.transpose(differences))
+        else:
+            found["differs"], found["error"] = _rounded(differences), _rounded(quantiles)
     return found
 
 
@@ -91,12 +92,13 @@ def advance(task, rule, way, steps):
 def apart(rule, direction, exact):
     """How far two directions are apart.
 
-    Of Lion the share of signs that differ, of others the norm of what differs over that of the
-    exact one.
+    Of Lion the share of signs that differ, and of those that are opposite: others are zero on one
+    side. Of other rules the norm of what differs over that of the exact one.
     """
     pairs = list(zip(jax.tree.leaves(direction), jax.tree.leaves(exact), strict=True))
     if rule.name == "lion":
-        return sum(jnp.sum(u != v) for u, v in pairs) / sum(v.size for _, v in pairs)
+        counts = sum(jnp.stack([jnp.sum(u != v), jnp.sum(u * v < 0)]) for u, v in pairs)
+        return counts / sum(v.size for _, v in pairs)
     off, size = (
         sum(jnp.sum(jnp.square(x)) for x in some)
         for some in ([u - v for u, v in pairs], [v for _, v in pairs])

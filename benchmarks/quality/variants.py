@@ -82,10 +82,12 @@ _GRID = {
     for size in (64, 256, 2048)
 }
 CODED = (*_GRID.values(), BITSANDBYTES)
-"""All 8-bit ways, which synthetic gradients compare."""
+"""The 8-bit ways, which synthetic gradients compare."""
 TRAINED = (
-    FLOAT32, DEFAULT, MOVED, BITSANDBYTES, *(_GRID[x] for x in (
-        ("dynamic", 256), ("linear", 256), ("power", 64), ("power", 2048),
-    )),
-)  # fmt: skip
-"""The ways of the trainings: each codec with the default's blocks, and the default with others."""
+    FLOAT32,
+    MOVED,
+    *(_GRID["power", size] for size in (64, 256, 2048)),
+    *(_GRID[codec, 256] for codec in ("dynamic", "linear")),
+    BITSANDBYTES,
+)
+"""The ways of the trainings: the default's codec with all blocks, and others with its blocks."""

@@ -41,6 +41,17 @@ def test_codes_are_those_of_cuda(block_size, signed):
 
 
 @pytest.mark.parametrize("signed", [True, False])
+def test_codes_by_look_ups_are_those_of_a_search(signed):
+    middles = bitsandbytes._middles(signed)
+    bits = np.random.default_rng(0).integers(0, 2**32, 10**6, dtype=np.uint32)
+    beside = [np.nextafter(middles, np.float32(x)) for x in (-2, 2)]
+    y = np.concatenate([bits.view(np.float32), middles, *beside, np.float32([-1, 0, 1])])
+    y = y[np.abs(y) <= 1] if signed else y[(y >= 0) & (y <= 1)]
+    codes = bitsandbytes._nearest(jnp.asarray(y), signed)
+    np.testing.assert_array_equal(codes, np.searchsorted(middles, y))
+
+
+@pytest.mark.parametrize("signed", [True, False])
 def test_what_is_read_back_is_what_codes_mean(signed):
     x = values(3000, signed).reshape(30, 100)
     read = bitsandbytes.stored(jnp.asarray(x), 256, signed)
