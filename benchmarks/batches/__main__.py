@@ -1,6 +1,7 @@
-"""Trains with every optimizer, batch size and learning rate, and keeps the record `batches`.
+"""Trains with every optimizer, batch size and learning rate, and keeps a record of every task.
 
     python -m benchmarks.batches                    # 12 minutes on one core
+    python -m benchmarks.batches digits             # or: text
     python -m benchmarks.batches --examples 2048    # to try it: nothing is kept
 
 What has been measured is in `optax-lamblion-runs/batches` and not measured again.
@@ -23,6 +24,7 @@ def main(arguments=None):
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("tasks", nargs="*", metavar="TASK")
     parser.add_argument("--examples", type=int, help="so many, and nothing is kept: to try it")
     parser.add_argument("--runs", type=pathlib.Path, default="optax-lamblion-runs/batches")
     parser.add_argument("--draw", action="store_true", help="only the plot, of what is kept")
@@ -30,38 +32,36 @@ def main(arguments=None):
     if args.draw:
         report.draw()
         return
-    results = measure(args.examples, Kept(None if args.examples else args.runs))
+    for name in args.tasks or sweep.TASKS:
+        results = measure(name, args.examples, Kept(None if args.examples else args.runs))
+        if not args.examples:
+            command = f"python -m benchmarks.batches {name}"
+            records.save(f"batches-{name}", records.new(command, results, PACKAGES))
     if not args.examples:
-        records.save("batches", records.new("python -m benchmarks.batches", results, PACKAGES))
         report.draw()
 
 
-def measure(examples, kept):
-    """The losses of all trainings."""
-    results = {}
-    for name in sweep.TASKS:
-        task, count = sweep.task(name), examples or sweep.EXAMPLES[name]
-        results[name] = {
-            "title": task.title,
-            "parameters": task.parameters,
-            "examples": count,
-            "seeds": sweep.SEEDS[name],
-            "sizes": sweep.batch_sizes(task),
-            "rates": {optimizer: sweep.rates(optimizer) for optimizer in sweep.MAKERS},
-            "losses": {
-                optimizer: [
-                    kept(
-                        f"{name} {optimizer} {size}",
-                        lambda x=optimizer, size=size, task=task, n=count: sweep.sweep(
-                            task, x, size, n
-                        ),
-                    )
-                    for size in sweep.batch_sizes(task)
-                ]
-                for optimizer in sweep.MAKERS
-            },
-        }
-    return results
+def measure(name, examples, kept):
+    """The losses of all trainings on a task."""
+    task, count = sweep.task(name), examples or sweep.EXAMPLES[name]
+    losses = {}
+    for optimizer in sweep.MAKERS:
+        losses[optimizer] = [
+            kept(
+                f"{name} {optimizer} {size}",
+                lambda x=optimizer, size=size: sweep.sweep(task, x, size, count),
+            )
+            for size in sweep.batch_sizes(task)
+        ]
+    return {
+        "title": task.title,
+        "parameters": task.parameters,
+        "examples": count,
+        "seeds": sweep.SEEDS[name],
+        "sizes": sweep.batch_sizes(task),
+        "rates": {optimizer: sweep.rates(optimizer) for optimizer in sweep.MAKERS},
+        "losses": losses,
+    }
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from optax_lamblion.demo.themes import (
 )
 
 PLOT = pathlib.Path(__file__).parents[2] / "docs" / "evidence-batches.png"
+TASKS = ("digits", "text")
 LOOKS = {
     "optax.lamb": dict(color=PALE_ORANGE, linewidth=4.5),
     "lamb32bit": dict(color=ORANGE, linewidth=1, linestyle=":"),
@@ -43,8 +44,8 @@ def best(rates, losses):
 
 def losses(name):
     """The least loss of every optimizer with every batch size, and its learning rate."""
-    record = records.load("batches")
-    task = record["results"][name]
+    record = records.load(f"batches-{name}")
+    task = record["results"]
     found = {
         optimizer: [best(task["rates"][optimizer], cell) for cell in cells]
         for optimizer, cells in task["losses"].items()
@@ -65,7 +66,7 @@ def losses(name):
 
 def about(name):
     """What is trained, in a few words."""
-    task = records.load("batches")["results"][name]
+    task = records.load(f"batches-{name}")["results"]
     return (
         f"{task['title']}, {task['parameters']:,} parameters, {task['examples']:,} examples, "
         f"{task['seeds']} seeds"
@@ -73,8 +74,12 @@ def about(name):
 
 
 def draw():
-    """Draws the plot."""
-    results = records.load("batches")["results"]
+    """Draws the plot of the tasks that have a record."""
+    results = {
+        name: records.load(f"batches-{name}")["results"]
+        for name in TASKS
+        if (records.RESULTS / f"batches-{name}.json").exists()
+    }
     save_in_themes(lambda: picture(results), PLOT)
 
 
@@ -104,6 +109,6 @@ def picture(results):
 
 FIGURES = {
     f"batches.{name}.{what}": functools.partial(function, name)
-    for name in ("digits", "text")
+    for name in TASKS
     for what, function in (("losses", losses), ("about", about))
 }

@@ -91,12 +91,15 @@ def sweep(task, name, batch_size, examples):
         (params, _), _ = jax.lax.scan(step, start, jnp.arange(steps))
         return task.loss(params, task.held_out)
 
-    over_seeds = jax.vmap(train, (0, None, 0, None))
-    over_rates = jax.jit(jax.vmap(over_seeds, (None, 0, None, None)))
-    seeds = SEEDS[task.name]
-    starts = jax.tree.map(lambda x: x[:seeds], task.params)
-    losses = over_rates(starts, jnp.array(rates(name)), jnp.arange(seeds), task.data)
-    losses = np.asarray(losses, float)
+    tried, seeds = rates(name), SEEDS[task.name]
+    # One axis for both: products of matrices with two are slower on a CPU.
+    each_seed, each_rate = (
+        jnp.tile(jnp.arange(seeds), len(tried)),
+        jnp.repeat(jnp.array(tried), seeds),
+    )
+    starts = jax.tree.map(lambda x: x[each_seed], task.params)
+    losses = jax.jit(jax.vmap(train, (0, 0, 0, None)))(starts, each_rate, each_seed, task.data)
+    losses = np.asarray(losses, float).reshape(len(tried), seeds)
     # A training that diverged has no loss; JSON has no infinity.
     return [[round(x, 5) if np.isfinite(x) else None for x in row] for row in losses]
 

@@ -37,11 +37,10 @@ def after(txs, steps, sigma, elements, seed=0):
     Every element has a log-normal scale of its own; a `sigma` of 0 is i.i.d. normal.
     """
     key = jax.random.key(seed)
-    params = jnp.ones(elements)
     scale = jnp.exp(sigma * jax.random.normal(jax.random.fold_in(key, steps), (elements,)))
 
     @jax.jit
-    def run():
+    def run(params, scale):
         def step(carry, t):
             g = scale * jax.random.normal(jax.random.fold_in(key, t), (elements,))
             pairs = [tx.update(g, state, params) for tx, (_, state) in zip(txs, carry, strict=True)]
@@ -50,7 +49,7 @@ def after(txs, steps, sigma, elements, seed=0):
         start = [(params, tx.init(params)) for tx in txs]
         return jax.lax.scan(step, start, jnp.arange(steps))[0]
 
-    return run()
+    return run(jnp.ones(elements), scale)  # as constants they would be folded, for minutes
 
 
 def signs_turned(codec, sigma, elements=2**20):

@@ -47,8 +47,9 @@ def draw():
         "scales": (["quality-synthetic"], scales),
     }
     for name, (needed, picture) in pictures.items():
-        if all((records.RESULTS / f"{x}.json").exists() for x in needed):
-            found = [records.load(x)["results"] for x in needed]
+        there = [x for x in needed if (records.RESULTS / f"{x}.json").exists()]
+        if there:
+            found = [records.load(x)["results"] for x in there]
             save_in_themes(
                 lambda picture=picture, found=found: picture(*found),
                 DOCS / f"evidence-quality-{name}.png",
@@ -58,7 +59,7 @@ def draw():
 def losses(*tasks):
     """What every way ends above float32, a dot for a seed, with the confidence of the mean."""
     picture, axes = _panels(len(tasks), 1.9)
-    ways = TRAINED[1:]
+    ways = _trained(tasks[0])[1:]
     for row, task in zip(axes, tasks, strict=True):
         for ax, (name, rule) in zip(row, task["rules"].items(), strict=True):
             for i, way in enumerate(ways):
@@ -72,7 +73,6 @@ def losses(*tasks):
             ax.axvline(0, color=GREY, linewidth=1)
             ax.set_yticks(range(len(ways)), [way.name for way in ways], fontsize=8)
             ax.invert_yaxis()
-            ax.set_xscale("symlog", linthresh=0.02)
             ax.set_title(f"{RULES[name].title}, {_short(task)}", fontsize=10, loc="left")
             if ax is not row[0]:
                 ax.tick_params(labelleft=False)
@@ -85,12 +85,13 @@ def steps(*tasks):
     picture, axes = _panels(len(tasks), 2.9)
     for row, task in zip(axes, tasks, strict=True):
         for ax, (name, rule) in zip(row, task["rules"].items(), strict=True):
-            for way in TRAINED:
+            for way in _trained(task):
                 if way.codec:
                     found = rule["ways"][way.name]
-                    ax.plot(found["steps"][1:], found["differs"], label=way.name, **look(way))
+                    values = found["opposite" if name == "lion" else "differs"]
+                    ax.plot(found["steps"][1:], values, label=way.name, **look(way))
             ax.set_yscale("log")
-            what = "share of signs" if name == "lion" else "error of the step, relative"
+            what = "share of opposite signs" if name == "lion" else "error of the step, relative"
             ax.set(xlabel="step", ylabel=what)
             ax.set_title(f"{RULES[name].title}, {_short(task)}", fontsize=10, loc="left")
     axes[0, 0].legend(frameon=False, fontsize=7)
@@ -112,6 +113,11 @@ def scales(results):
         ax.set_title(RULES[name].title, fontsize=10, loc="left")
     axes[0, 1].legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     return picture
+
+
+def _trained(task):
+    """The ways of a record, in their order."""
+    return [way for way in TRAINED if way.name in task["rules"]["lion"]["ways"]]
 
 
 def _panels(rows, height, columns=3):

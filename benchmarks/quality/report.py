@@ -35,11 +35,16 @@ def about(task):
     )
 
 
+def _trained(rules):
+    """The ways of a record, in their order."""
+    return [way for way in TRAINED if way.name in rules["lion"]["ways"]]
+
+
 def losses(task):
     """Held-out losses in float32, and how far the other ways end from them."""
     record, rules = _results(task)
     rows = []
-    for way in TRAINED:
+    for way in _trained(rules):
         row = [way.name]
         for rule in rules.values():
             if way == FLOAT32:
@@ -54,7 +59,7 @@ def steps_apart(task):
     """How far single steps are from float32's, at the end of the run."""
     record, rules = _results(task)
     rows = []
-    for way in TRAINED:
+    for way in _trained(rules):
         if way.codec is None:
             continue
         lion = rules["lion"]["ways"][way.name]
@@ -71,7 +76,7 @@ def steps_apart(task):
 def undecided(task):
     """How many of the 8-bit ways but `linear` cannot be told from float32, in words."""
     _, rules = _results(task)
-    ways = [way for way in TRAINED if way.codec not in (None, "linear")]
+    ways = [way for way in _trained(rules) if way.codec not in (None, "linear")]
     intervals = [interval(excess(x["ways"], way.name)) for x in rules.values() for way in ways]
     return f"{sum(x.holds_zero for x in intervals)} of {len(intervals)}"
 
@@ -109,19 +114,35 @@ def scales():
 
 
 def kinds(rule):
-    """Steps of a rule for every kind of gradients."""
+    """Steps of a rule for every kind of gradients; of Lion also the share of opposite signs."""
     record = records.load("quality-synthetic")
     found = record["results"]["rules"][rule]
     shown = _percent if rule == "lion" else _three
     rows = []
     for way in CODED:
-        cases = found[way.name]
-        row = [shown(np.mean(cases[f"{kind}, 1"]["differs"])) for kind in KINDS]
+        cases, row = found[way.name], [way.name]
+        for kind in KINDS:
+            case = cases[f"{kind}, 1"]
+            row.append(shown(np.mean(case["differs"])))
+            if rule == "lion":
+                row[-1] += f" ({_percent(np.mean(case['opposite']))})"
         stopped, exact = (np.mean(x) for x in cases["stopping, 1"]["left"])
-        turned = shown(np.mean(cases["turning, 1"]["late"]))
-        rows.append([way.name, *row, turned, f"{stopped:.2g} ({exact:.1g})"])
+        row.append(shown(np.mean(cases["turning, 1"]["late"])))
+        rows.append([*row, f"{stopped:.2g} ({exact:.1g})"])
     head = ["", *KINDS, "turning: those that turn", "stopping: momentum left (float32)"]
     return table(head, rows, record)
+
+
+def one_kind(rule, way, kind, part):
+    """How far the steps of a way are from float32's for a kind of gradients, in words."""
+    case = records.load("quality-synthetic")["results"]["rules"][rule][way][f"{kind}, 1"]
+    return (_percent if rule == "lion" else _three)(np.mean(case[part]))
+
+
+def one_step(task, rule, way, part, place=None):
+    """The same at the end of a training; of `error` at one of the quantiles."""
+    found = _results(task)[1][rule]["ways"][way][part][-1]
+    return _percent(found) if place is None else _three(found[place])
 
 
 def _percent(x):
@@ -263,6 +284,10 @@ def draw():
     pictures.draw()
 
 
+def _key(way):
+    return "moved" if way == MOVED else way.name.replace(", ", "-")
+
+
 def _made():
     made = {
         "quality.synthetic.scales": scales,
@@ -277,6 +302,12 @@ def _made():
     }
     for rule in ("lion", "adamw"):
         made[f"quality.synthetic.{rule}"] = functools.partial(kinds, rule)
+        for way in CODED:
+            for kind in KINDS:
+                key = f"quality.synthetic.{rule}.{_key(way)}.{kind}"
+                made[key] = functools.partial(one_kind, rule, way.name, kind, "differs")
+            key = f"quality.synthetic.{rule}.{_key(way)}.late"
+            made[key] = functools.partial(one_kind, rule, way.name, "turning", "late")
     for family in RULES:
         made[f"demo.{family}.seeds"] = functools.partial(demo_seeds, family)
         made[f"demo.{family}.interval"] = functools.partial(demo_interval, family)
@@ -288,10 +319,15 @@ def _made():
         for rule in RULES:
             made[f"quality.{task}.{rule}.noise"] = functools.partial(seed_noise, task, rule)
             for way in TRAINED[1:]:
-                name = way.name.replace(", ", "-") if way != MOVED else "moved"
-                made[f"quality.{task}.{rule}.{name}"] = functools.partial(
-                    one_loss, task, rule, way.name
-                )
+                key = f"quality.{task}.{rule}.{_key(way)}"
+                made[key] = functools.partial(one_loss, task, rule, way.name)
+                for i, part in enumerate(("median", "99", "worst") if way.codec else ()):
+                    if rule != "lion":
+                        made[f"{key}.{part}"] = functools.partial(
+                            one_step, task, rule, way.name, "error", i
+                        )
+                for part in ("differs", "opposite") if way.codec and rule == "lion" else ():
+                    made[f"{key}.{part}"] = functools.partial(one_step, task, rule, way.name, part)
     return made
 
 
