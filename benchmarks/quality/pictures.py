@@ -73,6 +73,7 @@ def losses(*tasks):
             ax.axvline(0, color=GREY, linewidth=1)
             ax.set_yticks(range(len(ways)), [way.name for way in ways], fontsize=8)
             ax.invert_yaxis()
+            ax.locator_params(axis="x", nbins=5)
             ax.set_title(f"{RULES[name].title}, {_short(task)}", fontsize=10, loc="left")
             if ax is not row[0]:
                 ax.tick_params(labelleft=False)
