@@ -84,7 +84,7 @@ def machine():
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{_processor()}, {cores} cores"
+    return f"{_processor()}, {cores} core{'s' if cores != 1 else ''}"
 
 
 def _processor():

@@ -21,7 +21,7 @@ from jax.experimental.custom_partitioning import (
     custom_partitioning,
 )
 from jax.experimental.xla_metadata import set_xla_metadata
-from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from optax_lamblion._mesh.marks import mark
 from optax_lamblion._mesh.regions import Region, axes_of_kind, manual_region, mesh_of
@@ -39,7 +39,7 @@ def on_shards(program, args, arrays, norm_axes=None):
     """
     mesh = mesh_of(args)
     if mesh is None:
-        return program.run(Region(), args)
+        return _on_one_device(program, args)
     kinds = set(mesh.axis_types)
     if AxisType.Manual in kinds:
         return program.run(manual_region(mesh, arrays, norm_axes), args)
@@ -70,6 +70,18 @@ class Program(Protocol):
     specs: Any
     rule: Any
     restore: Any
+
+
+def _on_one_device(program, args):
+    types = [jax.typeof(x).sharding for x in jax.tree.leaves(args)]
+    named = [x for x in types if any(name is not None for name in x.spec)]
+    if not named:
+        return program.run(Region(), args)
+    # Explicit axes of a mesh with this device alone. JAX lets arrays that name one take fewer
+    # shapes than those that name none, though it is the same array.
+    mesh = named[0].mesh
+    whole = jax.tree.map(lambda x: reshard(x, mesh, PartitionSpec()), args)
+    return program.restore(mesh, args, program.run(Region(), whole))
 
 
 def _run_on_shards(program, mesh, splits, late, args):
