@@ -29,4 +29,8 @@ def test_a_compiled_step_takes_what_the_record_says(case, record):
 
 @pytest.mark.parametrize("name", guard.DIGESTED)
 def test_fixed_gradients_lead_to_the_recorded_codes(name, record):
+    # Where a processor multiplies and adds in one operation, a moment can differ in its last bit.
+    processor = record["machine"].rpartition(",")[0]
+    if records.machine().rpartition(",")[0] != processor:
+        pytest.skip(f"codes are recorded of an {processor}")
     assert guard.digest(name) == record["results"]["digests"][name]
