@@ -82,40 +82,54 @@ class Piece(NamedTuple):
         return self.start.astype(jnp.uint32) * jnp.uint32(GRAIN // size)
 
 
-def squares(x):
-    """The sum of squares of every grain of an array, in a vector."""
-    x = x.reshape(-1)
-    whole = x.size // GRAIN * GRAIN
-    sums = [sums_of_squares(x[:whole].reshape(-1, GRAIN))] if whole else []
-    if whole < x.size:
+def squares(*xs):
+    """The sums of squares of every grain of arrays of one shape: a vector for each array."""
+    flat = [x.reshape(-1) for x in xs]
+    size = flat[0].size
+    whole = size // GRAIN * GRAIN
+    parts = [squares_of_rows(*(x[:whole].reshape(-1, GRAIN) for x in flat))] if whole else []
+    if whole < size:
         # By itself, or XLA's CPU compiler would contract other multiply-adds in the whole leaf than
         # in its pieces.
-        rest = jnp.pad(x[whole:], (0, whole + GRAIN - x.size))
-        sums.append(sums_of_squares(rest[None]))
-    return jnp.concatenate(sums)
+        rests = (jnp.pad(x[whole:], (0, whole + GRAIN - size))[None] for x in flat)
+        parts.append(squares_of_rows(*rests))
+    return tuple(map(jnp.concatenate, zip(*parts, strict=True)))
 
 
-def sums_of_squares(rows):
-    """The sum of squares of every row."""
-    rows = jnp.square(rows)
-    return lax.platform_dependent(rows, cpu=_sums_on_cpu, default=lambda x: jnp.sum(x, axis=1))
+def squares_of_rows(*xs):
+    """The sums of squares of every row of arrays of one shape: a vector for each array.
+
+    What the arrays are computed from is read once for all of them.
+    """
+    xs = [jnp.square(x) for x in xs]
+    return lax.platform_dependent(*xs, cpu=_sums_on_cpu, default=_sums)
 
 
-def _sums_on_cpu(x):
+def _sums(*xs):
+    return tuple(jnp.sum(x, axis=1) for x in xs)
+
+
+def _sums_on_cpu(*xs):
     """The sums of rows of numbers that are not negative."""
 
     # XLA's CPU compiler would leave a sum to a library, which takes ten times as long for it, from
     # a copy in memory. One of magnitudes it compiles itself; and eight numbers in each of 32 lanes
     # it vectorises, along with what computes them (sixteen in 16 lanes it does not).
-    def add(total, x):
-        return total + jnp.abs(x)
+    def add(totals, xs):
+        return tuple(total + jnp.abs(x) for total, x in zip(totals, xs, strict=True))
 
-    def reduce(x, axis):
-        return lax.reduce(x, np.zeros((), x.dtype), add, (axis,))
+    def reduce(xs, axis):
+        return lax.reduce(tuple(xs), tuple(np.zeros((), x.dtype) for x in xs), add, (axis,))
 
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % 256)))
-    rows = len(x)
-    for _ in range(2):
-        if x.size % (256 * rows) == 0:
-            x = lax.optimization_barrier(reduce(x.reshape(-1, 8, 32), 1)).reshape(rows, -1)
-    return reduce(x, 1)
+    def by_eights(xs):
+        sums = reduce([x.reshape(-1, 8, 32) for x in xs], 1)
+        return [x.reshape(rows, -1) for x in lax.optimization_barrier(sums)]
+
+    rows, size = xs[0].shape
+    xs = [jnp.pad(x, ((0, 0), (0, -size % 256))) for x in xs]
+    if size:
+        xs = by_eights(xs)
+    if xs[0].shape[1] % 256 == 0:
+        xs = by_eights(xs)
+    # Each by itself, as XLA adds up what is left in an order that loses fewer digits then.
+    return tuple(reduce([x], 1)[0] for x in xs)

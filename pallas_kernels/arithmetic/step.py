@@ -27,7 +27,7 @@ from pallas_kernels.arithmetic.codecs import (
     with_sign_of,
 )
 from pallas_kernels.arithmetic.ladders import NEAREST
-from pallas_kernels.arithmetic.pieces import can_be_cut, squares, sums_of_squares
+from pallas_kernels.arithmetic.pieces import can_be_cut, squares, squares_of_rows
 from pallas_kernels.arithmetic.rules import Rule
 from pallas_kernels.arithmetic.shards import is_divided
 
@@ -302,17 +302,19 @@ def by_layer(value, x):
     return value.reshape(-1, *(1,) * (x.ndim - 1)) if value.ndim else value
 
 
-def sum_of_squares(spec, x, by_grains):
-    """The sum of squares of a leaf; of a stack that of every layer, in a vector.
+def sums_of_squares(spec, xs, by_grains):
+    """The sums of squares of a leaf's arrays, in the last axis; of a stack those of every layer.
 
-    Grain by grain if asked for, so that it is that of the leaf in pieces.
+    Grain by grain if asked for, so that they are those of the leaf in pieces.
     """
+    x = xs[0]
     layers = x.shape[0] if spec.stacked else None
     if is_divided(x):  # over devices, by XLA: it is not to change its shape
-        return jnp.sum(jnp.square(x), axis=tuple(range(spec.stacked, x.ndim)))
+        axes = tuple(range(spec.stacked, x.ndim))
+        return jnp.stack([jnp.sum(jnp.square(x), axis=axes) for x in xs], -1)
     if by_grains and can_be_cut(x.size, layers):  # a small leaf is never cut
-        return sum_of_grains(squares(x), layers)
-    sums = sums_of_squares(x.reshape(layers or 1, -1))
+        return sum_of_grains(jnp.stack(squares(*xs), -1), layers)
+    sums = jnp.stack(squares_of_rows(*(x.reshape(layers or 1, -1) for x in xs)), -1)
     return sums if spec.stacked else sums[0]
 
 

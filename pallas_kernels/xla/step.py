@@ -66,7 +66,7 @@ def moments(leaf: Leaf) -> Halfway:
         # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
         sums = _sums(rough, direction, by_grains=False)[None]
     else:
-        sums = jnp.stack([squares(rough.p), squares(direction)], 1)
+        sums = jnp.stack(squares(rough.p, direction), 1)
     return Halfway(_in_state(leaf, stored), sums, skipped=_skipped(given))
 
 
@@ -220,8 +220,7 @@ def _decayed_direction(given, stored):
 
 
 def _sums(given, direction, *, by_grains):
-    arrays = given.p, direction
-    return jnp.stack([shared.sum_of_squares(given.spec, x, by_grains) for x in arrays], -1)
+    return shared.sums_of_squares(given.spec, (given.p, direction), by_grains)
 
 
 def _scaled(given, direction, ratio):

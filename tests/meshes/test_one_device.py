@@ -1,4 +1,4 @@
-"""A mesh with Explicit axes and a single device, as a program for many devices has it on a laptop."""
+"""A mesh with Explicit axes and a single device: a program for many devices on a laptop."""
 
 import jax
 import jax.numpy as jnp
