@@ -272,21 +272,20 @@ def _root_jvp(primals, tangents):
 # ------------------------------------------------------------------------------------- encoding
 
 
-def prepared(spec, absmaxes, dither, numbers):
+def prepared(spec, absmaxes, fractions):
     """What encoding a slot wants to know of its blocks, for every slot; None without codes.
 
     Args:
       spec: `Spec`.
       absmaxes: The new scales; None for slots without codes.
-      dither: `Dither`.
-      numbers: `Dither.numbers` of the blocks, shaped like the scales.
+      fractions: Called for `Dither.fractions` of a slot, by its index; shaped like the scales.
     """
     of_slots = []
     for i, (codec, absmax) in enumerate(zip(spec.codecs, absmaxes, strict=True)):
         if absmax is None:
             of_slots.append(None)
         else:
-            u = dither.fractions(i, numbers) if codec.dithered else NEAREST
+            u = fractions(i) if codec.dithered else NEAREST
             of_slots.append(codec.prepare(absmax, u))
     return tuple(of_slots)
 

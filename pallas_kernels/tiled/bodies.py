@@ -253,7 +253,7 @@ def _store_moments(at, new, refs):
     # Mosaic finds no layout for numbers that nothing is made of, and searches without end.
     dithered = any(codec.dithered for codec in spec.codecs)
     numbers = tile.blocks(dither.place) if dithered else None
-    prepared = shared.prepared(spec, new.absmaxes, dither, numbers)
+    prepared = shared.prepared(spec, new.absmaxes, lambda i: dither.fractions(i, numbers))
     stored, roots = [], []
     columns = zip(spec.rule.slots, spec.codecs, new.values, prepared, refs, strict=True)
     for slot, codec, value, of_blocks, ref in columns:

@@ -288,7 +288,12 @@ def _prepared(given, absmaxes):
         return absmaxes
     first = None if given.piece is None else given.piece.first_block
     numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, first)
-    return shared.prepared(given.spec, absmaxes, given.dither, numbers.reshape(shape))
+
+    def fractions(i):
+        # Once, not once for every number that is made of it: XLA would compile all of them longer.
+        return optimization_barrier(given.dither.fractions(i, numbers.reshape(shape)))
+
+    return shared.prepared(given.spec, absmaxes, fractions)
 
 
 def _store(spec, values, old, absmaxes, prepared):
