@@ -183,9 +183,10 @@ def _per_parameter_on_cpu(row: OptimizerRow, itemsize: int) -> float:
         return itemsize if rule.form == "sign" else 0  # updates, or nothing
     if rule.ratio:
         # Partial sums of norms; and of 32-bit moments the direction in float32.
-        return 0.6 if row.bits == 8 else 4.54
-    # Three numbers for a block of each slot.
-    return 12 * len(rule.slots) / StateOptions().block_size if row.bits == 8 else 0
+        return 1.07 if row.bits == 8 else 5.04
+    # A scale and what is made of it, for every block.
+    numbers = sum(4 if slot.second_moment else 5 for slot in rule.slots)
+    return 4 * numbers / StateOptions().block_size if row.bits == 8 else 0
 
 
 def _with_residuals_on_cpu(row: OptimizerRow, itemsize: int) -> float:

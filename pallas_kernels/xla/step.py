@@ -290,8 +290,9 @@ def _prepared(given, absmaxes):
     numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, first)
 
     def fractions(i):
-        # Once, not once for every number that is made of it: XLA would compile all of them longer.
-        return optimization_barrier(given.dither.fractions(i, numbers.reshape(shape)))
+        u = given.dither.fractions(i, numbers.reshape(shape))
+        # XLA's CPU compiler would work it out, and compile it, for every number that is made of it.
+        return platform_dependent(u, cpu=optimization_barrier, default=_same)
 
     return shared.prepared(given.spec, absmaxes, fractions)
 
