@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from benchmarks import records
+from benchmarks import markdown, records
 from benchmarks.quality import accuracy, pictures
 from benchmarks.quality.statistics import excess, interval
 from benchmarks.quality.synthetic import KINDS, SCALES
@@ -13,9 +13,7 @@ from benchmarks.quality.variants import CODED, DEFAULT, FLOAT32, MOVED, RULES, T
 
 def table(head, rows, record):
     """A table in Markdown, with numbers to the right, and where they are from."""
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-    shown = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{shown}\n\n{records.source(record)}"
+    return f"{markdown.table(head, rows)}\n\n{records.source(record)}"
 
 
 # ------------------------------------------------------------------------------------ trainings

@@ -171,8 +171,7 @@ def _power(x, exponent):
     return x if exponent == 1 else x**exponent
 
 
-def _bounded(rung, least, most):
-    rung = jnp.minimum(rung, most)
+def _at_least(rung, least):
     return rung if isinstance(least, float) else jnp.maximum(rung, least)
 
 
@@ -182,7 +181,7 @@ def _evenly(top):
         return _scale_and_u(absmax, u if is_nearest(u) else jnp.clip(u, 2.0**-14, 1 - 2.0**-14))
 
     def climb(y, least, u=NEAREST):
-        return _bounded(top * y + (0.5 - u), least, top)
+        return _at_least(jnp.minimum(top * y + (0.5 - u), top), least)
 
     return prepare, climb
 
@@ -205,8 +204,7 @@ def _cubes(top):
         # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
         rung = jnp.round(_cube_root(y, top) + offset)
         turn = ((unit * rung - slope) * rung + slope) * rung - rest
-        rung = jnp.where(y <= turn, rung - 1, rung)
-        return rung if isinstance(least, float) else jnp.maximum(rung, least)
+        return _at_least(jnp.where(y <= turn, rung - 1, rung), least)
 
     return prepare, climb
 
