@@ -24,7 +24,6 @@ from pallas_kernels.arithmetic.codecs import (
     decode,
     decode_raw,
     decode_raw_root,
-    with_sign_of,
 )
 from pallas_kernels.arithmetic.ladders import NEAREST
 from pallas_kernels.arithmetic.pieces import can_be_cut, squares, squares_of_rows
@@ -117,16 +116,21 @@ def signs(direction, usable):
     return sign.astype(jnp.int8)
 
 
-def update(spec, direction, usable, p, s):
+def signed(x, size):
+    """A size times the sign of `x`, which is 0 for 0."""
+    return size * jnp.sign(x)
+
+
+def update(spec, direction, usable, p, s, signed=signed):
     """The update that a direction leads to, with its weight decay; `usable` as for `signs`.
 
-    A trust ratio is part of the step size already.
+    A trust ratio is part of the step size already. `signed(x, size)` is the implementation's.
     """
     if spec.rule.form == "value":
         return s.step_size * decayed(spec, direction, usable, p, s)
-    step = jnp.where(direction != 0, with_sign_of(direction, s.step_size), 0)
+    step = signed(direction, s.step_size)
     if usable is not None:
-        step = jnp.where(jnp.abs(direction) < jnp.inf, step, jnp.nan)
+        step = step + 0 * direction  # NaN, where the direction is not a finite number
     if spec.decay == "decoupled":
         step = step + (s.step_size * s.weight_decay) * p
     return step if usable is None else jnp.where(usable, step, 0)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from pallas_kernels.arithmetic import step as shared
-from pallas_kernels.arithmetic.codecs import as_bytes, encode
+from pallas_kernels.arithmetic.codecs import as_bytes, encode, with_sign_of
 from pallas_kernels.arithmetic.hashing import bits_at
 from pallas_kernels.arithmetic.params import joined
 from pallas_kernels.leaf import StoredSlot
@@ -37,9 +37,8 @@ def step_body(at: Context, read, written, out, sums):
 
     def finish(given, new, _):
         def write(direction):
-            _store_param(
-                at, given.p + shared.update(spec, direction, new.usable, given.p, s), written
-            )
+            step = shared.update(spec, direction, new.usable, given.p, s, _signed)
+            _store_param(at, given.p + step, written)
 
         if spec.rule.reads == "old":
             write(given.direction)
@@ -99,7 +98,7 @@ def apply_body(at: Context, read, written, out, sums):
     p = _load_param(tile, written["p"], written["residual"])
 
     def apply(g, usable):
-        step = shared.update(spec, _direction(at, g, slots), usable, p, s)
+        step = shared.update(spec, _direction(at, g, slots), usable, p, s, _signed)
         _store_param(at, p + step, written)
 
     def guarded():
@@ -265,6 +264,11 @@ def _store_moments(at, new, refs):
     for ref, absmax in zip(refs, new.absmaxes, strict=True):
         tile.store_blocks(ref.absmax, absmax)
     return tuple(map(StoredSlot, stored, new.absmaxes)), tuple(roots)
+
+
+def _signed(x, size):
+    """`step.signed` without a product."""
+    return jnp.where(x != 0, with_sign_of(x, size), 0)
 
 
 # A division is eight instructions. These are fewer, by logarithms.
