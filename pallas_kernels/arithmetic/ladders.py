@@ -172,7 +172,11 @@ def _power(x, exponent):
 
 
 def _at_least(rung, least):
-    return rung if isinstance(least, float) else jnp.maximum(rung, least)
+    if isinstance(least, float):
+        return rung
+    # Floats order as their bits do, but for two negative ones. XLA's CPU compiler makes one
+    # instruction of a maximum of integers; of floats, among which could be a NaN, it makes four.
+    return jnp.maximum(rung.view(jnp.int32), least.view(jnp.int32)).view(jnp.float32)
 
 
 def _evenly(top):
@@ -218,7 +222,8 @@ def _eighth_powers(top):
         # As with cubes.
         rung = jnp.round(_eighth_root(y, top) + offset)
         low, high = ((rung - 1) * (1 / top)) ** 8, (rung * (1 / top)) ** 8
-        return jnp.maximum(jnp.where(y <= low + u * (high - low), rung - 1, rung), least)
+        rung = jnp.where(y <= low + u * (high - low), rung - 1, rung)
+        return _at_least(rung, jnp.asarray(least, jnp.float32))
 
     return prepare, climb
 
