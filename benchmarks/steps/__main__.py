@@ -12,7 +12,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax  # noqa: E402
 
 from benchmarks import records  # noqa: E402
-from benchmarks.steps import figures, flash, suite, torch_peers  # noqa: E402
+from benchmarks.steps import figures, flash, suite, torch_peers, wide  # noqa: E402
 from optax_lamblion.demo import contest, timing  # noqa: E402
 
 COMMAND = "python -m benchmarks.steps"
@@ -36,6 +36,8 @@ def contests(rows, families, process, turns=None, say=print):
 def _contest(row, family, arrays, process, turns):
     entries = contest.of_family(family, arrays, row.bits, row.ways)
     absent = {}
+    if row.everything and jax.default_backend() == "cpu":
+        entries += wide.of_family(family, arrays)
     if row.everything and flash_is_there():
         entries += flash.of_family(family, arrays)
     if row.everything and process is not None:

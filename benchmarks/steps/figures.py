@@ -4,7 +4,7 @@ import pathlib
 
 from benchmarks import plots, records
 from benchmarks.markdown import number, spread, table
-from benchmarks.steps import suite
+from benchmarks.steps import suite, wide
 from optax_lamblion.demo import contest, timing
 
 RECORD = "steps-cpu"
@@ -17,15 +17,15 @@ _ALT = (
 )
 
 
-def contests():
+def contests(record=RECORD):
     """What was measured, by list of shapes, dtype and family."""
-    found = records.load(RECORD)["results"]["contests"]
+    found = records.load(record)["results"]["contests"]
     return {(x["workload"], x["dtype"], x["family"]): x for x in found}
 
 
-def entry(workload, dtype, family, optimizer, way=None):
+def entry(workload, dtype, family, optimizer, way=None, record=RECORD):
     """One optimizer's part of it."""
-    for found in contests()[workload, dtype, family]["entries"]:
+    for found in contests(record)[workload, dtype, family]["entries"]:
         if found["optimizer"] == optimizer and way in (None, found["way"]):
             return found
     raise KeyError(f"{optimizer} by {way} did not step on {workload} in {dtype}.")
@@ -107,7 +107,9 @@ def peers():
         for found in contests()[LEAF, _DTYPES[0], family]["entries"]:
             name, way = found["optimizer"], found["way"]
             ours = name == f"{family}8bit"
-            if name == contest.COPY or (way in timing.WAYS and not name.startswith("optax.")):
+            if name == contest.COPY or way == wide.WAY:
+                continue
+            if way in timing.WAYS and not name.startswith("optax."):
                 if (ours, way) != (True, contest.APPLY_FUSED):
                     continue
             cells = [f"**`{name}`**" if ours else name, number(found["state_bytes_per_parameter"])]
@@ -115,6 +117,45 @@ def peers():
                 cells += _against_ours(dtype, family, name, way)
             rows.append(cells)
     return table(head, rows)
+
+
+def in_wide_vectors():
+    """What vectors of 512 bits change, for ours and for Optax's."""
+    head = ["one donated step in 512-bit vectors"]
+    for dtype in _DTYPES:
+        head += [f"{dtype}: times its own in 256 bits", "times Optax's", "times Optax's in 512 bits"]
+    rows = []
+    for family in contest.FAMILIES:
+        name = f"{family}8bit"
+        cells = []
+        for dtype in _DTYPES:
+            ours = entry(LEAF, dtype, family, name, wide.WAY)["times_ms"]
+            others = (
+                entry(LEAF, dtype, family, name, contest.APPLY_FUSED),
+                entry(LEAF, dtype, family, f"optax.{family}", contest.UPDATE),
+                entry(LEAF, dtype, family, f"optax.{family}", wide.WAY),
+            )
+            for other in others:
+                low, middle, high = timing.ratios(ours, other["times_ms"])
+                cells.append(spread(middle, (low, high)))
+        rows.append([f"`{name}`", *cells])
+    return table(head, rows)
+
+
+def machines():
+    """The same command on every machine of which there is a record."""
+    head = ["machine", "date"]
+    head += [f"`{x}8bit`, {dtype}" for dtype in _DTYPES for x in contest.FAMILIES]
+    rows = []
+    for name in sorted(path.stem for path in records.RESULTS.glob(f"{RECORD}*.json")):
+        record = records.load(name)
+        cells = []
+        for dtype in _DTYPES:
+            for family in contest.FAMILIES:
+                x = entry(LEAF, dtype, family, f"{family}8bit", contest.APPLY_FUSED, name)
+                cells.append(spread(x["ratio"], x["ratio_quartiles"]))
+        rows.append([record["machine"], record["date"], *cells])
+    return table(head, rows, words=2)
 
 
 def _against_ours(dtype, family, name, way):
@@ -177,6 +218,8 @@ FIGURES = {
     "steps-cpu.lists": lists,
     "steps-cpu.compiling": compiling,
     "steps-cpu.peers": peers,
+    "steps-cpu.wide": in_wide_vectors,
+    "steps-cpu.machines": machines,
     "steps-cpu.source": source,
     "steps-cpu.plot": picture,
     **{

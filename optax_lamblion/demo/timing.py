@@ -56,14 +56,16 @@ class Compiled(NamedTuple):
     temporary_bytes: int
 
 
-def compiled(step: Step, carry: Carry, gradients: Any) -> Compiled:
-    """Compiles a step for such arrays, or for their shapes."""
+def compiled(
+    step: Step, carry: Carry, gradients: Any, options: Mapping[str, str] | None = None
+) -> Compiled:
+    """Compiles a step for such arrays, or for their shapes; `options` are those of XLA."""
     start = time.perf_counter()
     # A function of its own, or JAX would remember what it traced for another contestant.
     jitted = jax.jit(functools.partial(step), donate_argnums=0)
     lowered = jitted.trace(carry, gradients).lower()
     traced = time.perf_counter()
-    call = lowered.compile()
+    call = lowered.compile(options and dict(options))
     done = time.perf_counter()
     analysis = call.memory_analysis()
     temporary = int(analysis.temp_size_in_bytes) if analysis else 0
@@ -78,8 +80,14 @@ def bytes_of(tree: Any) -> int:
 class Program:
     """A step that is compiled, with its own parameters and state, which it updates in place."""
 
-    def __init__(self, step: Step, carry: Carry, gradients: Any):
-        self.compiled = compiled(step, carry, gradients)
+    def __init__(
+        self,
+        step: Step,
+        carry: Carry,
+        gradients: Any,
+        options: Mapping[str, str] | None = None,
+    ):
+        self.compiled = compiled(step, carry, gradients, options)
         self.state_bytes = bytes_of(carry[1])
         self._carry, self._gradients = carry, gradients
         self._calls = 1

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import records
-from benchmarks.steps import figures, suite, torch_peers
+from benchmarks.steps import figures, suite, torch_peers, wide
 from optax_lamblion.demo import contest, timing
 
 
@@ -33,6 +33,9 @@ def contests():
                     ratio = 0.5 if (bits, way) == (8, "apply_fused") else 0.75
                     entries.append(entry(f"{family}{bits}bit", way, family, ratio))
             entries.append(entry(contest.COPY, contest.COPY, family, 0.25))
+            if row.everything:
+                entries.append(entry(f"optax.{family}", wide.WAY, family, 0.8))
+                entries.append(entry(f"{family}8bit", wide.WAY, family, 0.4))
             if row.everything and row.dtype == "float32":  # and in bfloat16 these cannot step
                 names = torch_peers.OF_FAMILY[family]
                 entries += [entry(x, torch_peers.WAY, family, 5.0) for x in names]
@@ -80,6 +83,17 @@ def test_others_are_compared_with_our_step_turn_by_turn():
     assert found["optax.lion"][1:3] == ["10.0", "2.00 (2.00–2.00)"]
     assert found["**`lion8bit`**"][2] == "1.00 (1.00–1.00)"
     assert "lion32bit" not in figures.peers()
+
+
+def test_wide_vectors_are_compared_with_both_of_optax():
+    ours = rows(figures.in_wide_vectors())["`lion8bit`"]
+    assert ours[:3] == ["0.80 (0.80–0.80)", "0.40 (0.40–0.40)", "0.50 (0.50–0.50)"]
+
+
+def test_every_machine_of_which_there_is_a_record_has_a_row(record):
+    records.save("steps-cpu-other", record | {"machine": "another one"})
+    found = rows(figures.machines())
+    assert found["another one"][1] == found[record["machine"]][1] == "0.50 (0.45–0.55)"
 
 
 def test_every_list_of_the_suite_has_a_row():

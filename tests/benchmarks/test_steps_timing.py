@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.steps import wide
 from optax_lamblion.demo import contest, timing, workloads
 from optax_lamblion.demo.optimizers import OPTIMIZERS
 
@@ -60,6 +61,17 @@ def test_a_copy_writes_every_array_in_place():
     # It changes bits, and a second copy changes them back.
     twice = program.call(once, arrays.gradients)
     jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.array, twice), before)
+
+
+def test_a_step_in_wide_vectors_is_the_same_step():
+    arrays = contest.Arrays(SHAPES, "float32")
+    theirs, ours = wide.of_family("lion", arrays)
+    assert (theirs.optimizer, ours.optimizer) == ("optax.lion", "lion8bit")
+    carry = arrays.carry(contest.optimizer(OPTIMIZERS["lion8bit"]).init)
+    step = timing.stepping(contest.optimizer(OPTIMIZERS["lion8bit"]), contest.APPLY_FUSED)
+    expected = jax.tree.map(np.array, jax.jit(step)(carry, arrays.gradients))
+    found = ours.contestant.compiled.call(carry, arrays.gradients)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_the_bytes_of_a_copy_are_those_of_the_step():
