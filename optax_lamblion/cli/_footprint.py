@@ -184,9 +184,8 @@ def _per_parameter_on_cpu(row: OptimizerRow, itemsize: int) -> float:
     if rule.ratio:
         # Partial sums of norms; and of 32-bit moments the direction in float32.
         return 1.07 if row.bits == 8 else 5.04
-    # A scale and what is made of it, for every block.
-    numbers = sum(4 if slot.second_moment else 5 for slot in rule.slots)
-    return 4 * numbers / StateOptions().block_size if row.bits == 8 else 0
+    # The scale of every block, its inverse and its rounding.
+    return 4 * 3 * len(rule.slots) / StateOptions().block_size if row.bits == 8 else 0
 
 
 def _with_residuals_on_cpu(row: OptimizerRow, itemsize: int) -> float:

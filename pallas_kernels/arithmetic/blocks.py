@@ -102,7 +102,8 @@ def spread(per_block, shape, block_size):
     """Gives every element of a tensor of this shape its block's value."""
     if block_size is None:
         return jnp.broadcast_to(jnp.sum(per_block), shape)  # of one value, or of none
-    x = jnp.broadcast_to(per_block[..., None], (*per_block.shape, block_size))
+    rows = (*per_block.shape, block_size)
+    x = jax.lax.broadcast_in_dim(per_block, rows, tuple(range(per_block.ndim)))
     if not (shape and shape[-1] % block_size == 0):
         x = x.reshape(-1)[: math.prod(shape)]
     return x.reshape(shape)

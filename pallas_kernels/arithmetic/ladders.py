@@ -195,17 +195,15 @@ def _cubes(top):
 
     def prepare(absmax, u):
         scale = inverse(absmax)
-        return (scale,) if is_nearest(u) else (scale, *bend(u))
+        # For the largest value of a block, rounding errors are not to lead above the top. A single
+        # number is what XLA's CPU compiler makes, and compiles, a single program for.
+        return (scale,) if is_nearest(u) else (scale, unit * (1 - jnp.maximum(u, _LEAST_U)))
 
-    def bend(u):
-        # For the largest value of a block, rounding errors are not to lead above the top.
-        rest = unit * (1 - (u if is_nearest(u) else jnp.maximum(u, _LEAST_U)))
-        return 0.5 - u, 3 * rest, rest
-
-    def climb(y, least, offset=0.0, slope=1.5 * unit, rest=0.5 * unit):
+    def climb(y, least, rest=0.5 * unit):
         # The rung that goes by the root alone is the right one or the one above it, because the
         # root is taken too large, and a share of the gap between two cubes lies above the cube of
         # that share. Where rounding turns to rung r, (1 - u) * (r - 1)**3 + u * r**3, decides.
+        offset, slope = rest * (1 / unit) - 0.5, 3 * rest  # 0.5 - u, 3 * unit * (1 - u)
         rung = jnp.round(_cube_root(y, top) + offset)
         turn = ((unit * rung - slope) * rung + slope) * rung - rest
         return _at_least(jnp.where(y <= turn, rung - 1, rung), least)
@@ -216,11 +214,11 @@ def _cubes(top):
 def _eighth_powers(top):
     def prepare(absmax, u):
         scale = inverse(absmax)
-        return (scale,) if is_nearest(u) else (scale, 0.5 - u, jnp.maximum(u, _LEAST_U))
+        return (scale,) if is_nearest(u) else (scale, jnp.maximum(u, _LEAST_U))
 
-    def climb(y, least, offset=0.0, u=NEAREST):
+    def climb(y, least, u=NEAREST):
         # As with cubes.
-        rung = jnp.round(_eighth_root(y, top) + offset)
+        rung = jnp.round(_eighth_root(y, top) + (0.5 - u))
         low, high = ((rung - 1) * (1 / top)) ** 8, (rung * (1 / top)) ** 8
         rung = jnp.where(y <= low + u * (high - low), rung - 1, rung)
         return _at_least(rung, jnp.asarray(least, jnp.float32))

@@ -248,8 +248,7 @@ def _new_state(given):
     else:
         stage = platform_dependent(stage, cpu=optimization_barrier, default=_same)
     out, new_absmaxes, old = stage
-    # Worked out block by block, not once more for every element.
-    prepared = optimization_barrier(_prepared(given, new_absmaxes))
+    prepared = _prepared(given, new_absmaxes)
 
     # Stage 2, the old state is overwritten.
     new = _moments(given, shared.load(spec, old, given.dtype))
@@ -282,19 +281,21 @@ def _same(x):
 
 
 def _prepared(given, absmaxes):
-    """`step.prepared` for the blocks of a leaf, or of a piece."""
+    """`step.prepared` for the blocks of a leaf, or of a piece, shaped like their scales."""
     shape = next((a.shape for a in absmaxes if a is not None), None)
     if shape is None:  # there are no codes
         return absmaxes
+    # Flat, or XLA's CPU compiler would write out the loop over a short last axis.
+    flat = tuple(None if a is None else a.reshape(-1) for a in absmaxes)
     first = None if given.piece is None else given.piece.first_block
     numbers = given.dither.numbers(math.prod(shape), given.spec.block_size, first)
 
     def fractions(i):
-        u = given.dither.fractions(i, numbers.reshape(shape))
-        # XLA's CPU compiler would work it out, and compile it, for every number that is made of it.
-        return platform_dependent(u, cpu=optimization_barrier, default=_same)
+        return given.dither.fractions(i, numbers)
 
-    return shared.prepared(given.spec, absmaxes, fractions)
+    # Worked out block by block, not once more for every element.
+    prepared = optimization_barrier(shared.prepared(given.spec, flat, fractions))
+    return jax.tree.map(lambda x: x.reshape(shape), prepared)
 
 
 def _store(spec, values, old, absmaxes, prepared):
