@@ -145,7 +145,7 @@ class _InPieces:
             return StoredSlot(as_rows(slot.values, block), absmax)
 
         residual = None if leaf.residual is None else as_rows(leaf.residual, block)
-        self.state = Sleeping(tuple(map(rows, leaf.slots)), residual)
+        self.state = _as_views(Sleeping(tuple(map(rows, leaf.slots)), residual))
         self._sums: list[Any] = []
         self._skipped: list[Any] = []
         self._ratio: Any = None
@@ -155,7 +155,8 @@ class _InPieces:
         over_gradient = not to_params and out_dtype == g.dtype
         self.grad = None if over_gradient else g
         self._p = None if to_params else p
-        self.target = p if to_params else g if over_gradient else lax.empty(g.shape, out_dtype)
+        target = p if to_params else g if over_gradient else lax.empty(g.shape, out_dtype)
+        self.target = _as_views(as_rows(target, block))
 
     def read(self, part):
         """The state of a part, as far as it is needed, on the host."""
@@ -224,5 +225,12 @@ class _InPieces:
             # Or XLA makes one pass of the last piece and of what uses the update, and a copy.
             self.target = lax.optimization_barrier(self.target)
         old = Sleeping(leaf.slots, leaf.residual)
-        state = jax.tree.map(lambda x, old: x.reshape(old.shape), self.state, old)
-        return Stepped(self.target, state.slots, skipped, state.residual)
+        target, state = _as_views((self.target, self.state))
+        state = jax.tree.map(lambda x, old: x.reshape(old.shape), state, old)
+        return Stepped(target.reshape(leaf.g.shape), state.slots, skipped, state.residual)
+
+
+def _as_views(tree):
+    """Arrays whose new shapes XLA's CPU compiler is not to fuse with what writes to a part of them,
+    as it would copy them whole."""
+    return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda x: x)

@@ -172,6 +172,8 @@ def _power(x, exponent):
 
 
 def _at_least(rung, least):
+    """The larger one. Of NaN a positive one stays, which ends as code 0: with a scale that is no
+    number, that decodes to NaN."""
     if isinstance(least, float):
         return rung
     # Floats order as their bits do, but for two negative ones. XLA's CPU compiler makes one
@@ -185,7 +187,7 @@ def _evenly(top):
         return _scale_and_u(absmax, u if is_nearest(u) else jnp.clip(u, 2.0**-14, 1 - 2.0**-14))
 
     def climb(y, least, u=NEAREST):
-        return _at_least(jnp.minimum(top * y + (0.5 - u), top), least)
+        return _at_least(jnp.abs(jnp.minimum(top * y + (0.5 - u), top)), least)
 
     return prepare, climb
 
@@ -217,8 +219,8 @@ def _eighth_powers(top):
         return (scale,) if is_nearest(u) else (scale, jnp.maximum(u, _LEAST_U))
 
     def climb(y, least, u=NEAREST):
-        # As with cubes.
-        rung = jnp.round(_eighth_root(y, top) + (0.5 - u))
+        # As with cubes. The absolute value is for a NaN.
+        rung = jnp.abs(jnp.round(_eighth_root(y, top) + (0.5 - u)))
         low, high = ((rung - 1) * (1 / top)) ** 8, (rung * (1 / top)) ** 8
         rung = jnp.where(y <= low + u * (high - low), rung - 1, rung)
         return _at_least(rung, jnp.asarray(least, jnp.float32))
