@@ -51,7 +51,9 @@ def exponents(sweep):
         found = points(sweep, name)
         xs = [x["x"] for x in found]
         cells = [exponent(xs, list(map(cost, found))) for cost in COSTS.values()]
-        rows.append([f"`{name}`", *("none" if x is None else f"{x + 0:.2f}" for x in cells)])
+        # A fitted zero may be negative, depending on the machine: adding zero removes the sign.
+        shown = ("none" if x is None else f"{round(x, 2) + 0:.2f}" for x in cells)
+        rows.append([f"`{name}`", *shown])
     return table(["exponent", *COSTS], rows)
 
 
