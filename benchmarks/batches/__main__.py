@@ -1,4 +1,4 @@
-"""Trains with every optimizer, batch size and learning rate, and keeps a record of every task.
+"""Trains with every optimizer and batch size, at its best learning rate, and keeps a record of it.
 
     python -m benchmarks.batches                    # 12 minutes on one core
     python -m benchmarks.batches digits             # or: text
@@ -12,6 +12,7 @@ import pathlib
 
 from benchmarks import records
 from benchmarks.batches import report, sweep
+from benchmarks.batches.search import search
 from benchmarks.quality.kept import Kept
 
 PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
@@ -44,23 +45,24 @@ def main(arguments=None):
 def measure(name, examples, kept):
     """The losses of all trainings on a task."""
     task, count = sweep.task(name), examples or sweep.EXAMPLES[name]
-    losses = {}
-    for optimizer in sweep.MAKERS:
-        losses[optimizer] = [
-            kept(
-                f"{name} {optimizer} {size}",
-                lambda x=optimizer, size=size: sweep.sweep(task, x, size, count),
-            )
-            for size in sweep.batch_sizes(task)
-        ]
+    sizes = sweep.batch_sizes(task)
+
+    def cell(optimizer, size):
+        losses = sweep.trainings(task, optimizer, size, count)
+        return search(
+            sweep.usual_rate(optimizer),
+            lambda rate: kept(f"{name} {optimizer} {size} {rate}", lambda: losses(rate)),
+        )
+
     return {
         "title": task.title,
         "parameters": task.parameters,
         "examples": count,
         "seeds": sweep.SEEDS[name],
-        "sizes": sweep.batch_sizes(task),
-        "rates": {optimizer: sweep.rates(optimizer) for optimizer in sweep.MAKERS},
-        "losses": losses,
+        "sizes": sizes,
+        "cells": {
+            optimizer: [cell(optimizer, size) for size in sizes] for optimizer in sweep.MAKERS
+        },
     }
 
 

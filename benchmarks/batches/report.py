@@ -2,12 +2,16 @@
 
 import functools
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from benchmarks import records
+from benchmarks.batches.search import mean
 from benchmarks.quality.report import table
+from benchmarks.quality.statistics import interval
 from optax_lamblion.demo.themes import (
     BLUE,
     GREEN,
@@ -31,37 +35,89 @@ LOOKS = {
 }
 
 
-def best(rates, losses):
-    """`(loss, rate, at the edge)` of the learning rate with the least mean loss over the seeds.
+PAIRS = (
+    ("lamb32bit", "optax.lamb"),
+    ("lamb8bit", "optax.lamb"),
+    ("adamw8bit", "optax.adamw"),
+    ("optax.lamb", "optax.adamw"),
+    ("lamb8bit", "adamw8bit"),
+    ("lamb8bit", "bitsandbytes LAMB8bit"),
+    ("bitsandbytes LAMB8bit", "optax.adamw"),
+    ("lion8bit", "adamw8bit"),
+)
+"""Optimizers whose losses are compared seed by seed. The first two are the same rule: what they
+differ by is chance."""
 
-    A rate of which a training diverged is none. At the edge of what was tried, another one might be
-    better.
+
+class Best(NamedTuple):
+    """The learning rate with the least mean loss of those that were tried, and all its losses.
+
+    At the edge of what was tried, another one might be better.
     """
-    means = [np.inf if None in row else np.mean(row) for row in losses]
-    i = int(np.argmin(means))
-    return means[i], rates[i], i in (0, len(rates) - 1)
+
+    rate: float
+    losses: list[float]
+    at_edge: bool
+
+
+def best(cell):
+    """What is best of a cell. A rate with which a training diverged is not."""
+    i = int(np.argmin([mean(losses) for losses in cell["losses"]]))
+    return Best(cell["rates"][i], cell["losses"][i], i in (0, len(cell["rates"]) - 1))
+
+
+def _found(task):
+    """What is best of every optimizer with every batch size."""
+    return {name: [best(cell) for cell in cells] for name, cells in task["cells"].items()}
 
 
 def losses(name):
     """The least loss of every optimizer with every batch size, and its learning rate."""
     record = records.load(f"batches-{name}")
-    task = record["results"]
-    found = {
-        optimizer: [best(task["rates"][optimizer], cell) for cell in cells]
-        for optimizer, cells in task["losses"].items()
-    }
-    least = [min(column)[0] for column in zip(*found.values(), strict=True)]
+    found = _found(record["results"])
+    least = [min(mean(x.losses) for x in column) for column in zip(*found.values(), strict=True)]
     rows = []
     for optimizer, cells in found.items():
-        row = [f"`{optimizer}`" if " " not in optimizer else optimizer]
-        for (loss, rate, at_edge), lowest in zip(cells, least, strict=True):
+        row = [_code(optimizer)]
+        for cell, lowest in zip(cells, least, strict=True):
+            loss = mean(cell.losses)
             number = f"**{loss:.3f}**" if loss == lowest else f"{loss:.3f}"
-            row.append(f"{number} ({rate:.2g}{', edge' if at_edge else ''})")
+            row.append(f"{number} ({cell.rate:.2g}{', edge' if cell.at_edge else ''})")
         rows.append(row)
-    head = [""] + [
+    return table(_head(record["results"]), rows, record)
+
+
+def _apart(found, one, other):
+    """How far the losses of two optimizers are apart, for every batch size."""
+    cells = zip(found[one], found[other], strict=True)
+    return [interval(np.subtract(x.losses, y.losses)) for x, y in cells]
+
+
+def differences(name):
+    """How far the losses of two optimizers are apart at their best rates, seed by seed."""
+    record = records.load(f"batches-{name}")
+    found = _found(record["results"])
+    rows = []
+    for one, other in PAIRS:
+        numbers = [f"{x}" if x.holds_zero else f"**{x}**" for x in _apart(found, one, other)]
+        rows.append([f"{_code(one)} minus {_code(other)}", *numbers])
+    return table(_head(record["results"]), rows, record)
+
+
+def of_the_largest(one, other, name):
+    """How far the losses of two optimizers are apart with the largest batches."""
+    task = records.load(f"batches-{name}")["results"]
+    return str(_apart(_found(task), one, other)[-1])
+
+
+def _head(task):
+    return [""] + [
         f"batches of {size:,}, {task['examples'] // size:,} steps" for size in task["sizes"]
     ]
-    return table(head, rows, record)
+
+
+def _code(name):
+    return name if " " in name else f"`{name}`"
 
 
 def about(name):
@@ -85,30 +141,43 @@ def draw():
 
 def picture(results):
     """Loss by learning rate, a row for every task and a column for every batch size."""
-    drawn = Figure((12.6, 3.3 * len(results)), dpi=110, layout="constrained")
+    drawn = Figure((12.6, 3.3 * len(results) + 0.3), dpi=110, layout="constrained")
     axes = drawn.subplots(len(results), 3, squeeze=False)
     for row, (name, task) in zip(axes, results.items(), strict=True):
         for i, (ax, size) in enumerate(zip(row, task["sizes"], strict=True)):
-            for optimizer, cells in task["losses"].items():
-                means = [np.nan if None in x else np.mean(x) for x in cells[i]]
-                ax.plot(
-                    task["rates"][optimizer], means, label=optimizer, marker=".", **LOOKS[optimizer]
-                )
+            for optimizer, cells in task["cells"].items():
+                means = [mean(losses) for losses in cells[i]["losses"]]
+                looks = dict(label=optimizer, marker=".", **LOOKS[optimizer])
+                ax.plot(cells[i]["rates"], means, **looks)
             ax.spines[["top", "right"]].set_visible(False)
             ax.grid()
             ax.set_axisbelow(True)
             ax.set_xscale("log")
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_formatter(NullFormatter())
             steps = task["examples"] // size
             ax.set_title(f"{name}, batches of {size:,}, {steps:,} steps", fontsize=10, loc="left")
             ax.set_xlabel("learning rate")
         row[0].set_ylabel("held-out loss (nats)")
-    axes[0, 0].legend(frameon=False, fontsize=7)
+    handles = axes[0, 0].get_legend_handles_labels()
+    drawn.legend(*handles, loc="outside lower center", ncols=7, frameon=False, fontsize=9)
     return drawn
 
 
+_LARGEST = {
+    "lamb-adamw": ("optax.lamb", "optax.adamw"),
+    "lamb8bit-adamw8bit": ("lamb8bit", "adamw8bit"),
+}
+_KINDS = {
+    "losses": losses,
+    "differences": differences,
+    "about": about,
+    **{f"{x}.largest": functools.partial(of_the_largest, *pair) for x, pair in _LARGEST.items()},
+}
 FIGURES = {
-    f"batches.{name}.{what}": functools.partial(function, name)
+    f"batches.{name}.{kind}": functools.partial(function, name)
     for name in TASKS
-    for what, function in (("losses", losses), ("about", about))
+    for kind, function in _KINDS.items()
 }

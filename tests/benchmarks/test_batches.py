@@ -1,12 +1,14 @@
-"""The sweep over batch sizes and learning rates, on a problem of which the answer is known."""
+"""The trainings with a batch size, and the search for the best learning rate of each."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.batches import report, sweep
+from benchmarks.batches import __main__ as command
+from benchmarks.batches import report, search, sweep
 from benchmarks.quality import tasks
+from benchmarks.quality.kept import Kept
 
 
 @pytest.fixture(autouse=True)
@@ -32,22 +34,57 @@ def squares():
     return tasks.Task("digits", "squares", 8, starts, (x, x @ target), (x, x @ target), batch, loss)
 
 
-def test_there_is_a_loss_for_every_rate_and_seed_and_the_rate_matters():
-    losses = np.array(sweep.sweep(squares(), "optax.adamw", 8, 512))
-    assert losses.shape == (len(sweep.FACTORS), sweep.SEEDS["digits"])
-    means = losses.mean(axis=1)
-    assert means[-1] < 0.9 * means[0]  # 64 steps with a ninth of the rate go less far
+def trained(batch_size, examples, *rates):
+    """The losses of AdamW on least squares."""
+    losses = sweep.trainings(squares(), "optax.adamw", batch_size, examples)
+    return np.array([losses(rate) for rate in rates])
+
+
+def test_there_is_a_loss_for_every_seed_and_the_rate_matters():
+    losses = trained(8, 512, 0.0004, 0.04)
+    assert losses.shape == (2, sweep.SEEDS["digits"])
+    assert losses[1].mean() < 0.9 * losses[0].mean()  # 64 steps with a small rate go less far
 
 
 def test_the_full_batch_is_all_examples_whatever_the_seed():
-    losses = np.array(sweep.sweep(squares(), "optax.adamw", 64, 256))
-    np.testing.assert_array_equal(losses[:, 0], losses[:, 1])
+    losses = trained(64, 256, 0.004)
+    np.testing.assert_array_equal(losses, np.broadcast_to(losses[:, :1], losses.shape))
 
 
-def test_the_best_rate_is_that_of_the_least_mean_and_none_that_diverged():
-    rates, losses = [0.1, 0.3, 1.0], [[3.0, 2.0], [1.0, 1.5], [0.1, None]]
-    assert report.best(rates, losses) == (1.25, 0.3, False)
-    assert report.best(rates, [[1.0], [2.0], [None]]) == (1.0, 0.1, True)
+def searched(loss, usual=1.0):
+    """What is found where the loss of both seeds is a function of the power of 3."""
+    return search.search(usual, lambda rate: [loss(round(np.log(rate / usual) / np.log(3)))] * 2)
+
+
+def test_rates_are_tried_until_there_is_a_worse_one_on_either_side():
+    assert searched(lambda power: (power + 0.1) ** 2)["rates"] == [0.333333, 1, 3]
+    cell = searched(lambda power: (power - 2) ** 2, usual=0.01)
+    assert cell["rates"] == [0.00333333, 0.01, 0.03, 0.09, 0.27]
+    assert cell["losses"] == [[9, 9], [4, 4], [1, 1], [0, 0], [1, 1]]
+    assert report.best(cell) == (0.09, [0, 0], False)
+
+
+@pytest.mark.parametrize(("sign", "best"), [(1, 1 / 81), (-1, 81)])
+def test_the_search_ends_at_the_furthest_rate_and_says_so(sign, best):
+    cell = searched(lambda power: sign * power)
+    assert len(cell["rates"]) == search.FURTHEST + 2
+    assert report.best(cell) == (pytest.approx(best, rel=1e-5), [-4, -4], True)
+
+
+def test_a_rate_with_which_a_training_diverged_is_not_the_best():
+    cell = {"rates": [0.1, 0.3, 1.0], "losses": [[3.0, 2.0], [1.0, 1.5], [0.1, None]]}
+    assert report.best(cell) == (0.3, [1.0, 1.5], False)
+    assert searched(lambda power: None if power > -2 else power)["rates"][0] == 0.0123457
+
+
+def test_what_is_kept_is_not_trained_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "task", lambda name: squares())
+    monkeypatch.setattr(sweep, "batch_sizes", lambda task: [8, 64])
+    monkeypatch.setattr(sweep, "MAKERS", {"optax.adamw": sweep.MAKERS["optax.adamw"]})
+    first = command.measure("digits", 512, Kept(tmp_path))
+    monkeypatch.setattr(sweep, "trainings", lambda *x: None)  # which cannot be called
+    assert command.measure("digits", 512, Kept(tmp_path)) == first
+    assert len(first["cells"]["optax.adamw"]) == len(first["sizes"])
 
 
 @pytest.mark.parametrize("name", sweep.MAKERS)
