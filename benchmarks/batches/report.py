@@ -104,10 +104,10 @@ def differences(name):
     return table(_head(record["results"]), rows, record)
 
 
-def of_the_largest(one, other, name):
-    """How far the losses of two optimizers are apart with the largest batches."""
+def difference(one, other, column, name):
+    """How far the losses of two optimizers are apart with one batch size, which is a column."""
     task = records.load(f"batches-{name}")["results"]
-    return str(_apart(_found(task), one, other)[-1])
+    return str(_apart(_found(task), one, other)[column])
 
 
 def _head(task):
@@ -142,7 +142,7 @@ def draw():
 def picture(results):
     """Loss by learning rate, a row for every task and a column for every batch size."""
     drawn = Figure((12.6, 3.3 * len(results) + 0.3), dpi=110, layout="constrained")
-    axes = drawn.subplots(len(results), 3, squeeze=False)
+    axes = drawn.subplots(len(results), len(_COLUMNS), squeeze=False)
     for row, (name, task) in zip(axes, results.items(), strict=True):
         for i, (ax, size) in enumerate(zip(row, task["sizes"], strict=True)):
             for optimizer, cells in task["cells"].items():
@@ -166,15 +166,20 @@ def picture(results):
     return drawn
 
 
-_LARGEST = {
+_NAMED = {
     "lamb-adamw": ("optax.lamb", "optax.adamw"),
     "lamb8bit-adamw8bit": ("lamb8bit", "adamw8bit"),
 }
+_COLUMNS = ("smallest", "middle", "largest")
 _KINDS = {
     "losses": losses,
     "differences": differences,
     "about": about,
-    **{f"{x}.largest": functools.partial(of_the_largest, *pair) for x, pair in _LARGEST.items()},
+    **{
+        f"{pair}.{size}": functools.partial(difference, *optimizers, column)
+        for pair, optimizers in _NAMED.items()
+        for column, size in enumerate(_COLUMNS)
+    },
 }
 FIGURES = {
     f"batches.{name}.{kind}": functools.partial(function, name)

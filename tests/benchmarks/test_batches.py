@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import records
 from benchmarks.batches import __main__ as command
 from benchmarks.batches import report, search, sweep
 from benchmarks.quality import tasks
@@ -85,6 +86,26 @@ def test_what_is_kept_is_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "trainings", lambda *x: None)  # which cannot be called
     assert command.measure("digits", 512, Kept(tmp_path)) == first
     assert len(first["cells"]["optax.adamw"]) == len(first["sizes"])
+
+
+def test_losses_are_compared_seed_by_seed_at_the_best_rate_of_each(monkeypatch):
+    def cells(*losses):
+        return [{"rates": [0.1, 0.2, 0.3], "losses": [[9.0, 9.0], x, [9.0, 9.0]]} for x in losses]
+
+    task = {
+        "examples": 64,
+        "sizes": [8, 16, 64],
+        "cells": dict.fromkeys(sweep.MAKERS, cells([1.0, 2.0], [1.0, 2.0], [1.0, 2.0]))
+        | {"optax.lamb": cells([0.5, 1.5], [1.5, 2.5], [2.0, 1.0])},
+    }
+    record = dict.fromkeys(records.SOURCE, "") | {"versions": {}, "results": task}
+    monkeypatch.setattr(records, "load", lambda name: record)
+    rows = report.differences("digits").splitlines()
+    (row,) = (x for x in rows if x.startswith("| `optax.lamb` minus `optax.adamw`"))
+    # A difference that is the same for all seeds is certain, one that changes its sign is not.
+    assert "| **-0.5000 ± 0.0000** | **+0.5000 ± 0.0000** | +0.0000 ± 12.7062 |" in row
+    assert report.FIGURES["batches.digits.lamb-adamw.middle"]() == "+0.5000 ± 0.0000"
+    assert "| `optax.lamb` | **1.000** (0.2) |" in report.losses("digits")
 
 
 @pytest.mark.parametrize("name", sweep.MAKERS)
