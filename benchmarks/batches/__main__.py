@@ -1,6 +1,6 @@
 """Trains with every optimizer and batch size, at its best learning rate, and keeps a record of it.
 
-    python -m benchmarks.batches                    # 20 minutes on one core
+    python -m benchmarks.batches                    # half an hour on one core
     python -m benchmarks.batches digits             # or: text
     python -m benchmarks.batches --examples 2048    # to try it: nothing is kept
 

@@ -1,4 +1,7 @@
-"""The best learning rate: others are tried until there is a worse one on either side of it."""
+"""The best learning rate: others are tried until there is a worse one on either side of it.
+
+Then come those half-way to its neighbours. What is best of coarse steps depends on where they lie.
+"""
 
 import numpy as np
 
@@ -29,13 +32,21 @@ def search(usual, measure):
     found = {power: measure(rate(power)) for power in FIRST}
     while (power := _beyond(found)) is not None:
         found[power] = measure(rate(power))
+    best = _best(found)
+    for power in (best - 0.5, best + 0.5):
+        if abs(power) < FURTHEST:
+            found[power] = measure(rate(power))
     powers = sorted(found)
     return {"rates": [rate(x) for x in powers], "losses": [found[x] for x in powers]}
 
 
+def _best(found):
+    return min(sorted(found), key=lambda power: mean(found[power]))
+
+
 def _beyond(found):
     """The power to be tried next, on the side where the best is; None if there is no need."""
-    best = min(sorted(found), key=lambda power: mean(found[power]))
+    best = _best(found)
     if abs(best) == FURTHEST or min(found) < best < max(found):
         return None
     return best - 1 if best == min(found) else best + 1

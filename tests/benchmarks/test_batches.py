@@ -54,28 +54,39 @@ def test_the_full_batch_is_all_examples_whatever_the_seed():
 
 def searched(loss, usual=1.0):
     """What is found where the loss of both seeds is a function of the power of 3."""
-    return search.search(usual, lambda rate: [loss(round(np.log(rate / usual) / np.log(3)))] * 2)
+
+    def measure(rate):
+        power = np.log(rate / usual) / np.log(3)
+        return [loss(round(2 * power) / 2)] * 2
+
+    return search.search(usual, measure)
 
 
 def test_rates_are_tried_until_there_is_a_worse_one_on_either_side():
-    assert searched(lambda power: (power + 0.1) ** 2)["rates"] == [0.333333, 1, 3]
+    cell = searched(lambda power: (power + 0.1) ** 2)
+    assert cell["rates"] == [0.333333, 0.57735, 1, 1.73205, 3]
     cell = searched(lambda power: (power - 2) ** 2, usual=0.01)
-    assert cell["rates"] == [0.00333333, 0.01, 0.03, 0.09, 0.27]
-    assert cell["losses"] == [[9, 9], [4, 4], [1, 1], [0, 0], [1, 1]]
+    assert cell["rates"] == [0.00333333, 0.01, 0.03, 0.0519615, 0.09, 0.155885, 0.27]
+    assert cell["losses"] == [[x, x] for x in (9, 4, 1, 0.25, 0, 0.25, 1)]
     assert report.best(cell) == (0.09, [0, 0], False)
+
+
+def test_a_rate_halfway_to_a_neighbour_may_be_the_best():
+    cell = searched(lambda power: (power - 0.4) ** 2)
+    assert report.best(cell).rate == 1.73205
 
 
 @pytest.mark.parametrize(("sign", "best"), [(1, 1 / 81), (-1, 81)])
 def test_the_search_ends_at_the_furthest_rate_and_says_so(sign, best):
     cell = searched(lambda power: sign * power)
-    assert len(cell["rates"]) == search.FURTHEST + 2
+    assert len(cell["rates"]) == search.FURTHEST + 3
     assert report.best(cell) == (pytest.approx(best, rel=1e-5), [-4, -4], True)
 
 
 def test_a_rate_with_which_a_training_diverged_is_not_the_best():
     cell = {"rates": [0.1, 0.3, 1.0], "losses": [[3.0, 2.0], [1.0, 1.5], [0.1, None]]}
     assert report.best(cell) == (0.3, [1.0, 1.5], False)
-    assert searched(lambda power: None if power > -2 else power)["rates"][0] == 0.0123457
+    assert searched(lambda power: None if power > -2 else power)["rates"][0] == 0.0123457  # 3**-4
 
 
 def test_what_is_kept_is_not_trained_again(tmp_path, monkeypatch):
