@@ -15,6 +15,7 @@ import sys
 
 from benchmarks import guard, sources
 from benchmarks.batches import report as batches
+from benchmarks.finetune import report as finetune
 from benchmarks.growth import figures as growth
 from benchmarks.quality import report as quality
 from benchmarks.steps import figures as steps
@@ -31,7 +32,7 @@ def figures():
     return makers
 
 
-_KINDS = (sources, guard, steps, growth, quality, batches)
+_KINDS = (sources, guard, steps, growth, quality, batches, finetune)
 
 
 def pages():

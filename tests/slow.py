@@ -10,6 +10,7 @@ compiled programs are long by their cases: see `tests/deviceless/daily.py`.
 import functools
 
 SLOW = (
+    "benchmarks/test_finetune.py::test_a_family_learns",
     "cli/test_compare.py",
     "cli/test_footprint.py",
     "cli/test_main.py",
