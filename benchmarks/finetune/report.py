@@ -50,9 +50,9 @@ def differences():
     rows = []
     for name, family in _results()["families"].items():
         row = [FAMILIES[name].title]
-        for what, shown in (("loss", "{:.4f}"), ("accuracy", "{:.1%}")):
+        for what, shown in (("loss", "{:.4f}".format), ("accuracy", _percent)):
             mean = np.mean([run[what] for run in family["float32"]])
-            row += [shown.format(mean).replace("%", " %"), in_words(name, what)]
+            row += [shown(mean), in_words(name, what)]
         sizes = (family[bits][0]["bytes"] / 2**20 for bits in ("float32", "8bit"))
         rows.append([*row, " → ".join(f"{size:.1f}" for size in sizes)])
     head = [
@@ -74,20 +74,30 @@ def seeds():
 
 
 def _scores(run):
-    return f"{run['loss']:.4f} ({100 * run['accuracy']:.1f} %)"
+    return f"{run['loss']:.4f} ({_percent(run['accuracy'])})"
+
+
+def _percent(share):
+    return f"{100 * share:.1f} %"
 
 
 def rates():
-    """The learning rates that were tried, with float32's loss, and the one that was taken."""
+    """Float32's loss with the learning rates that were tried; the least one's was taken."""
     rows = []
     for name, family in _results()["families"].items():
-        pairs = zip(family["rates"], family["tried"], strict=True)
         cells = [
-            f"**{loss:.4f}** ({rate:g})" if rate == family["rate"] else f"{loss:.4f} ({rate:g})"
-            for rate, loss in pairs
+            f"**{loss:.4f}** ({rate:g}{_edge(family, rate)})"
+            if rate == family["rate"]
+            else f"{loss:.4f} ({rate:g})"
+            for loss, rate in zip(family["tried"], family["rates"], strict=True)
         ]
         rows.append([f"`optax.{name}`", *cells])
-    return table(["", "lowest rate", *[""] * (len(cells) - 2), "highest rate"], rows, _record())
+    return table(["", "low", "middle", "high"], rows, _record())
+
+
+def _edge(family, rate):
+    """At the edge of what was tried, another one might be better."""
+    return ", edge" if rate in (family["rates"][0], family["rates"][-1]) else ""
 
 
 def frozen():
@@ -101,6 +111,7 @@ FIGURES = {
     "finetune.seeds": seeds,
     "finetune.rates": rates,
     "finetune.frozen": frozen,
+    "finetune.held_out": lambda: str(_results()["held_out"]),
 } | {
     f"finetune.{family}.{what}": functools.partial(in_words, family, what)
     for family in FAMILIES

@@ -28,7 +28,7 @@ from optax_lamblion import (
 
 SEEDS = 3
 LENGTH = 24
-"""Tokens of a sentence; a longer one, of which there is one in twenty, is cut."""
+"""Tokens of a sentence; longer ones, fewer than one in fourteen, are cut."""
 BATCH = 16
 
 _LION = dict(b1=0.9, b2=0.99, weight_decay=0.1)

@@ -211,7 +211,7 @@ def test_differences_are_those_of_the_same_seed(tmp_path, monkeypatch):
     def runs(*losses):
         return [{"loss": x, "accuracy": x / 2, "bytes": 8} for x in losses]
 
-    family = {"rates": [1, 2], "tried": [3, 4], "rate": 1}
+    family = {"rates": [1, 2, 3], "tried": [3, 4, 5], "rate": 1}
     family |= {"float32": runs(1.0, 1.2, 1.4), "8bit": runs(1.1, 1.3, 1.5)}
     results = {"seeds": 3, "families": {"lion": family}}
     record = {"date": "d", "machine": "m", "versions": {"jax": "0"}, "command": "c"}
@@ -224,4 +224,4 @@ def test_differences_are_those_of_the_same_seed(tmp_path, monkeypatch):
         in report.differences()
     )
     assert "`lion8bit` | 1.1000 (55.0 %)" in report.seeds()
-    assert "**3.0000** (1)" in report.rates()
+    assert "| **3.0000** (1, edge) | 4.0000 (2) |" in report.rates()
