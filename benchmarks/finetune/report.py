@@ -83,16 +83,17 @@ def _percent(share):
 
 def rates():
     """Float32's loss with the learning rates that were tried; the least one's was taken."""
-    rows = []
-    for name, family in _results()["families"].items():
+    families, rows = _results()["families"], []
+    most = max(len(family["rates"]) for family in families.values())
+    for name, family in families.items():
         cells = [
             f"**{loss:.4f}** ({rate:g}{_edge(family, rate)})"
             if rate == family["rate"]
             else f"{loss:.4f} ({rate:g})"
             for loss, rate in zip(family["tried"], family["rates"], strict=True)
         ]
-        rows.append([f"`optax.{name}`", *cells])
-    return table(["", "low", "middle", "high"], rows, _record())
+        rows.append([f"`optax.{name}`", *cells, *[""] * (most - len(cells))])
+    return table(["", "loss (learning rate)", *[""] * (most - 1)], rows, _record())
 
 
 def _edge(family, rate):
