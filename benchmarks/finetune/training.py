@@ -50,9 +50,9 @@ def _family(title, float32, in_8_bits, numbers, rates):
 
 
 FAMILIES = {
-    "lion": _family("Lion", optax.lion, lion8bit, _LION, (1e-5, 3e-5, 1e-4)),
-    "lamb": _family("LAMB", optax.lamb, lamb8bit, _LAMB, (1e-3, 3e-3, 1e-2, 3e-2)),
-    "adamw": _family("AdamW", optax.adamw, adamw8bit, _ADAMW, (1e-4, 3e-4, 1e-3)),
+    "lion": _family("Lion", optax.lion, lion8bit, _LION, (1e-5, 3e-5, 1e-4, 3e-4)),
+    "lamb": _family("LAMB", optax.lamb, lamb8bit, _LAMB, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)),
+    "adamw": _family("AdamW", optax.adamw, adamw8bit, _ADAMW, (3e-5, 1e-4, 3e-4, 1e-3)),
 }
 
 

@@ -169,7 +169,7 @@ class _InPieces:
         """Steps a part, from its state on the device. Returns what is there then."""
         # What is being written is passed on as that alone.
         leaf = self._leaf.replace(
-            g=self.target if self.grad is None else self.grad,
+            g=self.target.reshape(self._leaf.g.shape) if self.grad is None else self.grad,
             p=self._p,
             slots=state.slots,
             residual=state.residual,

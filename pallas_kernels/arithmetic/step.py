@@ -130,7 +130,7 @@ def update(spec, direction, usable, p, s, signed=signed):
         return s.step_size * decayed(spec, direction, usable, p, s)
     step = signed(direction, s.step_size)
     if usable is not None:
-        step = step + 0 * direction  # NaN, where the direction is not a finite number
+        step = jnp.where(jnp.abs(direction) < jnp.inf, step, jnp.nan)
     if spec.decay == "decoupled":
         step = step + (s.step_size * s.weight_decay) * p
     return step if usable is None else jnp.where(usable, step, 0)

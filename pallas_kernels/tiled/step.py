@@ -323,7 +323,7 @@ class _Call(NamedTuple):
         out, residual = written["p"], written["residual"]
         if residual is not None:
             residual = residual.reshape(self.leaf.residual.shape)
-        return Applied(out.reshape(self.leaf.g.shape), residual)
+        return Applied(out.reshape(self.leaf.param.shape), residual)
 
     def __call__(self, name, body, read, written, out=None, sums=0) -> tuple[Any, Any, Any]:
         hyper = _Hyper.of(self.s, self.leaf.dither)

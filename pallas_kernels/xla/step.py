@@ -50,6 +50,9 @@ def step(leaf: Leaf) -> Stepped:
             # It takes fewer bytes to decode twice than to keep a direction in between.
             ratio, again = optimization_barrier((ratio, stored))
         out = _scaled(given, _decayed_direction(given, again), ratio)
+    if leaf.piece is not None:
+        # What is written may be the gradient, and then only when it has been read.
+        out, stored = platform_dependent((out, stored), cpu=optimization_barrier, default=_same)
     return Stepped(leaf.whole(out.out), _in_state(leaf, stored), _skipped(given), out.residual)
 
 
