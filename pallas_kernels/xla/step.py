@@ -50,9 +50,7 @@ def step(leaf: Leaf) -> Stepped:
             # It takes fewer bytes to decode twice than to keep a direction in between.
             ratio, again = optimization_barrier((ratio, stored))
         out = _scaled(given, _decayed_direction(given, again), ratio)
-    if leaf.piece is not None:
-        # What is written may be the gradient, and then only when it has been read.
-        out, stored = platform_dependent((out, stored), cpu=optimization_barrier, default=_same)
+    out, stored = _when_all_is_read(leaf, (out, stored))
     return Stepped(leaf.whole(out.out), _in_state(leaf, stored), _skipped(given), out.residual)
 
 
@@ -85,7 +83,7 @@ def apply(leaf: Leaf, ratio: Any, tiles: Any = None) -> Applied:
     else:
         slots, ratio = given.slots, leaf.piece.by_rows(ratio)
     direction = _decayed_direction(given, slots)
-    out = _scaled(given, direction, ratio.astype(given.dtype))
+    out = _when_all_is_read(leaf, _scaled(given, direction, ratio.astype(given.dtype)))
     return out._replace(out=leaf.whole(out.out))
 
 
@@ -149,6 +147,13 @@ def _view(slot, leaf, block):
     return StoredSlot(
         values, None if absmax is None else absmax.reshape(absmax_shape(values.shape, block))
     )
+
+
+def _when_all_is_read(leaf, made):
+    """What a step of a piece has made, before any of it is written over what it is made from."""
+    if leaf.piece is None:
+        return made
+    return platform_dependent(made, cpu=optimization_barrier, default=_same)
 
 
 def _in_state(leaf, slots):

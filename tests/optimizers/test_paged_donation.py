@@ -21,9 +21,9 @@ SHAPES = {"rows": (2048, 1024), "odd tail": (2**21 - 100,)}
 NAMES = [v.name for v in VARIANTS if v.paged]
 
 
-def compiled(name, shape, way, dtype):
+def compiled(name, shape, way, dtype, **options):
     """A donated step on a leaf whose state takes several pages."""
-    options = StateOptions(page_bytes=PAGE, page_min_size=0)
+    options = StateOptions(page_bytes=PAGE, page_min_size=0, **options)
     tx = getattr(optax_lamblion, name)(1e-3, weight_decay=0.1, options=options)
 
     def step(p, state, g):
@@ -34,6 +34,12 @@ def compiled(name, shape, way, dtype):
 
     p = jnp.zeros(shape, dtype)
     return jax.jit(step, donate_argnums=(0, 1)).lower(p, tx.init(p), p).compile()
+
+
+def copies(program, size):
+    """How many arrays of so many elements it copies."""
+    copied = re.findall(r"\w+\[([\d,]+)\]\S* copy\(", program.as_text())
+    return sum(math.prod(map(int, shape.split(","))) == size for shape in copied)
 
 
 @pytest.mark.parametrize("way", ["apply_fused", "update"])
@@ -49,11 +55,17 @@ def compiled(name, shape, way, dtype):
 def test_a_leaf_in_pieces_is_written_in_place(name, shape, dtype, way):
     size = math.prod(SHAPES[shape])
     program = compiled(name, SHAPES[shape], way, dtype)
-    text = program.as_text()
-    copied = re.findall(r"\w+\[([\d,]+)\]\S* copy\(", text)
-    whole = [x for x in copied if math.prod(map(int, x.split(","))) == size]
     # Updates are written piece by piece over a copy of the gradients, which are not donated.
-    assert len(whole) == (way == "update")
+    assert copies(program, size) == (way == "update")
     updates = size * jnp.dtype(dtype).itemsize if way == "update" else 0
     # Besides, what the pieces of some pages need: several arrays in float32 of a page of codes.
     assert program.memory_analysis().temp_size_in_bytes <= updates + 4 * PAGE
+
+
+@pytest.mark.parametrize("name", ["paged_lion8bit", "paged_lamb8bit"])
+def test_residuals_in_pieces_are_written_in_place(name):
+    shape = SHAPES["rows"]
+    compensated = dict(param_rounding="compensated")
+    program = compiled(name, shape, "apply_fused", jnp.bfloat16, **compensated)
+    assert not copies(program, math.prod(shape))
+    assert program.memory_analysis().temp_size_in_bytes <= 4 * PAGE
