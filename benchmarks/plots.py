@@ -5,7 +5,7 @@ import json
 
 from optax_lamblion.demo.themes import BLUE, GREEN, GREY, ORANGE, save_in_themes
 
-__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "new", "save", "shown"]
+__all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "log_y", "new", "save", "shown"]
 _KEY = "Record"
 
 
@@ -20,6 +20,19 @@ def new(size, rows, columns, **kwargs):
         ax.grid()
         ax.set_axisbelow(True)
     return figure, axes
+
+
+def log_y(ax):
+    """Makes the vertical axis logarithmic, with its numbers written out."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    wide, middling = (1,), (1, 2, 5)
+    subs = wide if high > 500 * low else middling if high > 20 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    ax.yaxis.set_major_locator(LogLocator(subs=subs))
+    ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save(draw, path, record):

@@ -6,9 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks import records
+from benchmarks import plots, records
 from benchmarks.batches.search import mean
 from benchmarks.quality.report import table
 from benchmarks.quality.statistics import interval
@@ -153,10 +152,7 @@ def picture(results):
             ax.grid()
             ax.set_axisbelow(True)
             ax.set_xscale("log")
-            ax.set_yscale("log")
-            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-            ax.yaxis.set_major_formatter("{x:g}")
-            ax.yaxis.set_minor_formatter(NullFormatter())
+            plots.log_y(ax)
             steps = task["examples"] // size
             ax.set_title(f"{name}, batches of {size:,}, {steps:,} steps", fontsize=10, loc="left")
             ax.set_xlabel("learning rate")

@@ -156,7 +156,7 @@ def _figure():
             column[1].plot(xs, [x["trace_seconds"] + x["compile_seconds"] for x in found], **look)
         for ax in column:
             ax.set_xscale("log", base=2 if sweep in ("pages", "devices") else 10)
-            ax.set_yscale("log")
+            plots.log_y(ax)
         column[1].set_xlabel(what)
     axes[0, 0].set_ylabel("step (ms)")
     axes[1, 0].set_ylabel("trace and compile (s)")

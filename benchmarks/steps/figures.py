@@ -123,7 +123,11 @@ def in_wide_vectors():
     """What vectors of 512 bits change, for ours and for Optax's."""
     head = ["one donated step in 512-bit vectors"]
     for dtype in _DTYPES:
-        head += [f"{dtype}: times its own in 256 bits", "times Optax's", "times Optax's in 512 bits"]
+        head += [
+            f"{dtype}: times its own in 256 bits",
+            "times Optax's",
+            "times Optax's in 512 bits",
+        ]
     rows = []
     for family in contest.FAMILIES:
         name = f"{family}8bit"

@@ -1,6 +1,6 @@
 """The same steps in wider vectors.
 
-Where a CPU has AVX-512, XLA's compiler still takes vectors of 256 bits, unless it is told otherwise.
+Where a CPU has AVX-512, XLA's compiler takes vectors of 256 bits, unless it is told otherwise.
 """
 
 from optax_lamblion.demo import contest, timing
@@ -23,4 +23,5 @@ def of_family(family, arrays):
 
 def _program(row, way, arrays):
     tx = contest.optimizer(row)
-    return timing.Program(timing.stepping(tx, way), arrays.carry(tx.init), arrays.gradients, OPTIONS)
+    step, carry = timing.stepping(tx, way), arrays.carry(tx.init)
+    return timing.Program(step, carry, arrays.gradients, OPTIONS)

@@ -231,6 +231,8 @@ class _InPieces:
 
 
 def _as_views(tree):
-    """Arrays whose new shapes XLA's CPU compiler is not to fuse with what writes to a part of them,
-    as it would copy them whole."""
+    """Arrays in new shapes, which are not to be fused with what writes to a part of them.
+
+    XLA's CPU compiler would copy them whole for that.
+    """
     return lax.platform_dependent(tree, cpu=lax.optimization_barrier, default=lambda x: x)

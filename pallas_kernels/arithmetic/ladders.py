@@ -172,8 +172,11 @@ def _power(x, exponent):
 
 
 def _at_least(rung, least):
-    """The larger one. Of NaN a positive one stays, which ends as code 0: with a scale that is no
-    number, that decodes to NaN."""
+    """The larger one.
+
+    Of NaN a positive one stays, which ends as code 0: with a scale that is no number, that decodes
+    to NaN.
+    """
     if isinstance(least, float):
         return rung
     # Floats order as their bits do, but for two negative ones. XLA's CPU compiler makes one
