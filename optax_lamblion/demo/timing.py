@@ -65,7 +65,7 @@ def compiled(
     jitted = jax.jit(functools.partial(step), donate_argnums=0)
     lowered = jitted.trace(carry, gradients).lower()
     traced = time.perf_counter()
-    call = lowered.compile(options and dict(options))
+    call = lowered.compile(None if options is None else dict(options))
     done = time.perf_counter()
     analysis = call.memory_analysis()
     temporary = int(analysis.temp_size_in_bytes) if analysis else 0
