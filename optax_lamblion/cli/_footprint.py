@@ -182,8 +182,8 @@ def _per_parameter_on_cpu(row: OptimizerRow, itemsize: int) -> float:
             return 8  # direction and updates in float32
         return itemsize if rule.form == "sign" else 0  # updates, or nothing
     if rule.ratio:
-        # Partial sums of norms; and of 32-bit moments the direction in float32.
-        return 1.07 if row.bits == 8 else 5.04
+        # Partial sums of norms; and of 8-bit moments what is made of their scales.
+        return 1.07 if row.bits == 8 else 1.04
     # The scale of every block, its inverse and its rounding.
     return 4 * 3 * len(rule.slots) / StateOptions().block_size if row.bits == 8 else 0
 

@@ -82,17 +82,25 @@ class Piece(NamedTuple):
         return self.start.astype(jnp.uint32) * jnp.uint32(GRAIN // size)
 
 
-def squares(*xs):
-    """The sums of squares of every grain of arrays of one shape: a vector for each array."""
-    flat = [x.reshape(-1) for x in xs]
-    size = flat[0].size
+def squares(xs, again):
+    """The sums of squares of every grain of arrays of one shape: a vector for each array.
+
+    Args:
+      xs: The arrays.
+      again: Called for the same arrays, made a second time: what XLA sums up in two parts, it would
+        keep in memory.
+    """
+    size = xs[0].size
     whole = size // GRAIN * GRAIN
-    parts = [squares_of_rows(*(x[:whole].reshape(-1, GRAIN) for x in flat))] if whole else []
+    parts = []
+    if whole:
+        rows = (x.reshape(-1)[:whole].reshape(-1, GRAIN) for x in xs)
+        parts.append(squares_of_rows(*rows))
     if whole < size:
         # By itself, or XLA's CPU compiler would contract other multiply-adds in the whole leaf than
         # in its pieces.
-        rests = (jnp.pad(x[whole:], (0, whole + GRAIN - size))[None] for x in flat)
-        parts.append(squares_of_rows(*rests))
+        rests = (x.reshape(-1)[whole:] for x in (again() if whole else xs))
+        parts.append(squares_of_rows(*(jnp.pad(x, (0, -x.size % GRAIN))[None] for x in rests)))
     return tuple(map(jnp.concatenate, zip(*parts, strict=True)))
 
 

@@ -305,18 +305,18 @@ def by_layer(value, x):
     return value.reshape(-1, *(1,) * (x.ndim - 1)) if value.ndim else value
 
 
-def sums_of_squares(spec, xs, by_grains):
+def sums_of_squares(spec, xs, again=None):
     """The sums of squares of a leaf's arrays, in the last axis; of a stack those of every layer.
 
-    Grain by grain if asked for, so that they are those of the leaf in pieces.
+    Grain by grain with `again`, as for `pieces.squares`: then they are those of the leaf in pieces.
     """
     x = xs[0]
     layers = x.shape[0] if spec.stacked else None
     if is_divided(x):  # over devices, by XLA: it is not to change its shape
         axes = tuple(range(spec.stacked, x.ndim))
         return jnp.stack([jnp.sum(jnp.square(x), axis=axes) for x in xs], -1)
-    if by_grains and can_be_cut(x.size, layers):  # a small leaf is never cut
-        return sum_of_grains(jnp.stack(squares(*xs), -1), layers)
+    if again is not None and can_be_cut(x.size, layers):  # a small leaf is never cut
+        return sum_of_grains(jnp.stack(squares(xs, again), -1), layers)
     sums = jnp.stack(squares_of_rows(*(x.reshape(layers or 1, -1) for x in xs)), -1)
     return sums if spec.stacked else sums[0]
 

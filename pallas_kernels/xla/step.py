@@ -7,6 +7,7 @@ saves itself with a copy of the state. (For a float32 slot only the CPU needs th
 writes direction and slot in one pass.)
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -44,11 +45,14 @@ def step(leaf: Leaf) -> Stepped:
         out = _emitted(given, out)
     else:
         rough, again = given.for_norms, stored
-        direction = _decayed_direction(rough, stored)
-        ratio = shared.ratio(_sums(rough, direction, by_grains=True), given.s)
-        if any(slot.coded for slot in stored):
-            # It takes fewer bytes to decode twice than to keep a direction in between.
-            ratio, again = optimization_barrier((ratio, stored))
+        summed = shared.sums_of_squares(leaf.spec, *_squared(rough, stored))
+        ratio = shared.ratio(summed, given.s)
+        # It takes fewer bytes to make a direction twice than to keep it in between; but on a GPU,
+        # for numbers that are not decoded, as many.
+        separate = optimization_barrier
+        if not any(slot.coded for slot in stored):
+            separate = functools.partial(platform_dependent, cpu=separate, default=_same)
+        ratio, again = separate((ratio, stored))
         out = _scaled(given, _decayed_direction(given, again), ratio)
     out, stored = _when_all_is_read(leaf, (out, stored))
     return Stepped(leaf.whole(out.out), _in_state(leaf, stored), _skipped(given), out.residual)
@@ -62,12 +66,12 @@ def moments(leaf: Leaf) -> Halfway:
     given = _given(leaf)
     _, stored = _new_state(given)
     rough = given.for_norms
-    direction = _decayed_direction(rough, stored)
+    xs, again = _squared(rough, stored)
     if leaf.piece is None:
         # Not by grains: a shard is seldom a number of whole ones, and XLA would read it twice.
-        sums = _sums(rough, direction, by_grains=False)[None]
+        sums = shared.sums_of_squares(leaf.spec, xs)[None]
     else:
-        sums = jnp.stack(squares(rough.p, direction), 1)
+        sums = jnp.stack(squares(xs, again), 1)
     return Halfway(_in_state(leaf, stored), sums, skipped=_skipped(given))
 
 
@@ -227,8 +231,13 @@ def _decayed_direction(given, stored):
     return shared.decayed(given.spec, direction, given.usable, given.p, given.s)
 
 
-def _sums(given, direction, *, by_grains):
-    return shared.sums_of_squares(given.spec, (given.p, direction), by_grains)
+def _squared(given, stored):
+    """What is squared for the norms, and how to make it again: arguments of `squares`."""
+
+    def arrays(stored):
+        return given.p, _decayed_direction(given, stored)
+
+    return arrays(stored), lambda: arrays(optimization_barrier(stored))
 
 
 def _scaled(given, direction, ratio):
