@@ -17,6 +17,7 @@ from benchmarks import guard, sources
 from benchmarks.batches import report as batches
 from benchmarks.finetune import report as finetune
 from benchmarks.growth import figures as growth
+from benchmarks.learning_rates import report as learning_rates
 from benchmarks.quality import report as quality
 from benchmarks.steps import figures as steps
 
@@ -32,7 +33,7 @@ def figures():
     return makers
 
 
-_KINDS = (sources, guard, steps, growth, quality, batches, finetune)
+_KINDS = (sources, guard, steps, growth, quality, batches, finetune, learning_rates)
 
 
 def pages():
