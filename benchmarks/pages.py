@@ -15,6 +15,7 @@ import sys
 
 from benchmarks import guard, sources
 from benchmarks.batches import report as batches
+from benchmarks.bfloat16 import report as bfloat16
 from benchmarks.finetune import report as finetune
 from benchmarks.growth import figures as growth
 from benchmarks.learning_rates import report as learning_rates
@@ -33,7 +34,9 @@ def figures():
     return makers
 
 
-_KINDS = (sources, guard, steps, growth, quality, batches, finetune, learning_rates)
+_KINDS = (
+    sources, guard, steps, growth, quality, batches, finetune, learning_rates, bfloat16,
+)  # fmt: skip
 
 
 def pages():
