@@ -200,8 +200,8 @@ def _cubes(top):
 
     def prepare(absmax, u):
         scale = inverse(absmax)
-        # For the largest value of a block, rounding errors are not to lead above the top. A single
-        # number is what XLA's CPU compiler makes, and compiles, a single program for.
+        # For the largest value of a block, rounding errors are not to lead above the top. It is one
+        # number, of which `climb` makes more: XLA's CPU compiler compiles a program for every one.
         return (scale,) if is_nearest(u) else (scale, unit * (1 - jnp.maximum(u, _LEAST_U)))
 
     def climb(y, least, rest=0.5 * unit):
