@@ -58,8 +58,8 @@ MUTANTS = [
     Mutant(
         "LAMB's decay is left out of the norm",
         XLA,
-        "ratio = shared.ratio(_sums(rough, direction, by_grains=True), given.s)",
-        "ratio = shared.ratio(_sums(rough, _direction(rough, stored), by_grains=True), given.s)",
+        "return given.p, _decayed_direction(given, stored)",
+        "return given.p, _direction(given, stored)",
         f"{ORACLE} -k 'lamb32bit-power-float32'",
     ),
     Mutant(
@@ -255,8 +255,8 @@ MUTANTS = [
     Mutant(
         "a leaf is summed up otherwise than its pieces",
         XLA,
-        "by_grains=True",
-        "by_grains=False",
+        "*_squared(rough, stored))",
+        "_squared(rough, stored)[0])",
         f"{KERNELS}/test_pieces.py -k 'xla_does and lamb' -m 'slow or not slow'",
     ),
     Mutant(

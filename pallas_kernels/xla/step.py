@@ -44,15 +44,16 @@ def step(leaf: Leaf) -> Stepped:
         out = shared.update(leaf.spec, direction, given.usable, given.p, given.s)
         out = _emitted(given, out)
     else:
-        rough, again = given.for_norms, stored
+        rough = given.for_norms
         summed = shared.sums_of_squares(leaf.spec, *_squared(rough, stored))
         ratio = shared.ratio(summed, given.s)
-        # It takes fewer bytes to make a direction twice than to keep it in between; but on a GPU,
+        # It takes fewer bytes to make a direction again than to keep it in between; but on a GPU,
         # for numbers that are not decoded, as many.
-        separate = optimization_barrier
-        if not any(slot.coded for slot in stored):
-            separate = functools.partial(platform_dependent, cpu=separate, default=_same)
-        ratio, again = separate((ratio, stored))
+        anew = functools.partial(_anew, times=2)
+        if any(slot.coded for slot in stored):
+            again = anew(stored)
+        else:
+            again = platform_dependent(stored, cpu=anew, default=_same)
         out = _scaled(given, _decayed_direction(given, again), ratio)
     out, stored = _when_all_is_read(leaf, (out, stored))
     return Stepped(leaf.whole(out.out), _in_state(leaf, stored), _skipped(given), out.residual)
@@ -237,7 +238,18 @@ def _squared(given, stored):
     def arrays(stored):
         return given.p, _decayed_direction(given, stored)
 
-    return arrays(stored), lambda: arrays(optimization_barrier(stored))
+    return arrays(stored), lambda: arrays(_anew(stored, times=1))
+
+
+def _anew(stored, times):
+    """The same arrays, of which XLA does not know that: what is made of them is made anew.
+
+    It does know that those are the same that are made anew as many times.
+    """
+    # Array by array: JAX has no derivative of a barrier of which only some arrays have one.
+    for _ in range(times):
+        stored = jax.tree.map(optimization_barrier, stored)
+    return stored
 
 
 def _scaled(given, direction, ratio):
