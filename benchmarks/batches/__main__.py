@@ -7,10 +7,7 @@
 What has been measured is in `optax-lamblion-runs/batches` and not measured again.
 """
 
-import argparse
-import pathlib
-
-from benchmarks import records
+from benchmarks import commands, records
 from benchmarks.batches import report, sweep
 from benchmarks.batches.search import search
 from benchmarks.quality.kept import Kept
@@ -20,15 +17,8 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "scikit-learn")
 
 def main(arguments=None):
     """Measures, keeps and draws."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.batches",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("batches", __doc__, less="--examples", draws=True)
     parser.add_argument("tasks", nargs="*", metavar="TASK")
-    parser.add_argument("--examples", type=int, help="so many, and nothing is kept: to try it")
-    parser.add_argument("--runs", type=pathlib.Path, default="optax-lamblion-runs/batches")
-    parser.add_argument("--draw", action="store_true", help="only the plot, of what is kept")
     args = parser.parse_args(arguments)
     if args.draw:
         report.draw()

@@ -8,10 +8,7 @@ What has been measured is in `optax-lamblion-runs/bfloat16` and not measured aga
 command that was interrupted goes on.
 """
 
-import argparse
-import pathlib
-
-from benchmarks import records
+from benchmarks import commands, records
 from benchmarks.bfloat16 import report, training
 from benchmarks.quality.kept import Kept
 
@@ -20,14 +17,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 def main(arguments=None):
     """Measures, keeps and draws."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.bfloat16",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, help="so many, and nothing is kept: to try it")
-    parser.add_argument("--runs", type=pathlib.Path, default="optax-lamblion-runs/bfloat16")
-    parser.add_argument("--draw", action="store_true", help="only the plot, of what is kept")
+    parser = commands.parser("bfloat16", __doc__, draws=True)
     args = parser.parse_args(arguments)
     if args.draw:
         report.draw()

@@ -8,14 +8,12 @@ What has been measured is in `optax-lamblion-runs/finetune` and not measured aga
 command that was interrupted goes on.
 """
 
-import argparse
-import pathlib
 import sys
 
 import jax
 import numpy as np
 
-from benchmarks import records
+from benchmarks import commands, records
 from benchmarks.finetune import pretrained, training
 from benchmarks.quality.kept import Kept
 
@@ -28,13 +26,7 @@ PACKAGES = (
 
 def main(arguments=None):
     """Measures and keeps."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.finetune",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, help="so many, and nothing is kept: to try it")
-    parser.add_argument("--runs", type=pathlib.Path, default="optax-lamblion-runs/finetune")
+    parser = commands.parser("finetune", __doc__)
     args = parser.parse_args(arguments)
     try:
         model = pretrained.load()

@@ -7,10 +7,7 @@ What has been measured is in `optax-lamblion-runs/learning-rates` and not measur
 command that was interrupted goes on.
 """
 
-import argparse
-import pathlib
-
-from benchmarks import records
+from benchmarks import commands, records
 from benchmarks.learning_rates import training
 from benchmarks.quality.kept import Kept
 
@@ -20,13 +17,7 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy")
 
 def main(arguments=None):
     """Measures and keeps."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.learning_rates",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--steps", type=int, help="so many, and nothing is kept: to try it")
-    parser.add_argument("--runs", type=pathlib.Path, default="optax-lamblion-runs/learning-rates")
+    parser = commands.parser("learning_rates", __doc__)
     args = parser.parse_args(arguments)
     results = measure(args.steps or training.STEPS, Kept(None if args.steps else args.runs))
     if not args.steps:

@@ -8,10 +8,7 @@ What has been measured of a part is in `optax-lamblion-runs/quality` and not mea
 a command that was interrupted goes on.
 """
 
-import argparse
-import pathlib
-
-from benchmarks import records
+from benchmarks import commands, records
 from benchmarks.quality import accuracy, demo, report, synthetic, tasks, training, variants
 from benchmarks.quality.kept import Kept
 
@@ -22,15 +19,8 @@ PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "scipy", "scikit-learn")
 
 def main(arguments=None):
     """Measures the parts that are named."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.quality",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = commands.parser("quality", __doc__, draws=True)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
-    parser.add_argument("--steps", type=int, help="so many, and nothing is kept: to try it")
-    parser.add_argument("--runs", type=pathlib.Path, default="optax-lamblion-runs/quality")
-    parser.add_argument("--draw", action="store_true", help="only the plots, of what is kept")
     args = parser.parse_args(arguments)
     if unknown := set(args.parts) - set(PARTS):
         parser.error(f"There is no part {', '.join(unknown)}. Choose from: {', '.join(PARTS)}.")

@@ -242,9 +242,9 @@ def _squared(given, stored):
 
 
 def _anew(stored, times):
-    """The same arrays, of which XLA does not know that: what is made of them is made anew.
+    """The same arrays, which XLA takes for others: so it makes anew what is made of them.
 
-    It does know that those are the same that are made anew as many times.
+    Calls with the same `times` return what XLA takes for the same.
     """
     # Array by array: JAX has no derivative of a barrier of which only some arrays have one.
     for _ in range(times):
